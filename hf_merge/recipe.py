@@ -1,0 +1,261 @@
+"""What the user asked for: the recipe, read from YAML and validated before anything is loaded.
+
+A recipe names the base, the tasks (fine-tuned checkpoint, data, metric), how to merge, how to search and how to train the router.
+Unknown keys and impossible values are refused, all of them at once, each with its place and the nearest known name.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from hf_merge.errors import RecipeError, nearest
+
+
+METRICS = ("accuracy", "matthews", "f1", "pearson_spearman")
+MAX_RECIPE_BYTES = 1 << 20
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+class _Section(BaseModel):
+    """A part of the recipe: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseSpec(_Section):
+    """The pre-trained checkpoint: a Hub id or a local folder, and the revision to pin."""
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class DataSpec(_Section):
+    """Where a task's rows are and which columns they use.
+
+    `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits` renames
+    splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names `image`.
+    """
+
+    path: str = Field(min_length=1)
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[Literal["train", "validation", "test"], str] | None = None
+    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+    text: str | None = None
+    text_pair: str | None = None
+    image: str | None = None
+    label: str = "label"
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "DataSpec":
+        if (self.text is None) == (self.image is None):
+            raise ValueError("name either a 'text' column (with or without 'text_pair') or an 'image' column")
+        if self.image is not None and self.text_pair is not None:
+            raise ValueError("'text_pair' belongs to a 'text' column, not to an 'image' column")
+        return self
+
+
+class TaskSpec(_Section):
+    """One task: a name, the checkpoint fine-tuned for it, its data and its metric."""
+
+    name: str = Field(pattern=_NAME)
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    data: DataSpec
+    metric: str = "accuracy"
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric '{metric}'.{nearest(metric, METRICS)}")
+        return metric
+
+
+class MergeSpec(_Section):
+    """How components are cut, how a group is merged, and how an expert is stored.
+
+    A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`.
+    """
+
+    methods: tuple[str | dict[str, Any], ...] = ("task_arithmetic",)
+    granularity: str = "type"
+    stages: int = Field(default=3, ge=1, le=64)
+    codecs: tuple[str | dict[str, Any], ...] = ("int8",)
+
+    @field_validator("methods", "codecs")
+    @classmethod
+    def _exactly_one(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+        if len(value) != 1:
+            raise ValueError(f"{len(value)} entries given; preset 'paper' searches with exactly one: keep one")
+        if isinstance(value[0], dict) and not isinstance(value[0].get("name"), str):
+            raise ValueError(f"{value[0]!r} has no 'name': write {{name: ties, density: 0.2}}")
+        return value
+
+
+class SearchSpec(_Section):
+    """How the Pareto front is searched; the defaults are preset `paper`.
+
+    `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist as baselines.
+    """
+
+    preset: Literal["paper"] = "paper"
+    population: int = Field(default=20, ge=4, le=1000)
+    evaluations: int = Field(default=300, ge=1)
+    offspring: int = Field(default=100, ge=4, le=10_000)
+    validation_rows: int = Field(default=512, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    max_length: int | None = Field(default=None, ge=4)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    surrogate: Literal["random_forest", "none"] = "random_forest"
+    initial: Literal["kmeans", "random"] = "kmeans"
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+    @model_validator(mode="after")
+    def _enough_evaluations(self) -> "SearchSpec":
+        if self.evaluations < self.population:
+            raise ValueError(
+                f"evaluations ({self.evaluations}) below the population ({self.population}): the first generation alone "
+                f"needs {self.population}; raise evaluations or lower population"
+            )
+        return self
+
+
+class RouterSpec(_Section):
+    """How the router is trained; `layers` is the number of pre-trained blocks its features pass, or `all`.
+
+    `layers: auto` takes 0 (the embedding layer) for text and `all` for images.
+    """
+
+    rows_per_task: int = Field(default=1000, ge=2)
+    epochs: int = Field(default=30, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0, lt=1)
+    layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = "auto"
+
+
+class Recipe(_Section):
+    """The whole request, immutable; `Recipe.load` reads it from a file."""
+
+    base: BaseSpec
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=64)
+    merge: MergeSpec = MergeSpec()
+    search: SearchSpec = SearchSpec()
+    router: RouterSpec = RouterSpec()
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_names(cls, tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+        names = [task.name for task in tasks]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"two tasks of one name: {', '.join(doubled)}; give each its own")
+        return tasks
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Returns the recipe in a YAML file.
+
+        Raises:
+            RecipeError: The file is missing, no YAML mapping, or breaks a rule; every broken rule is listed.
+        """
+        try:
+            text = path.read_bytes()[: MAX_RECIPE_BYTES + 1]
+        except OSError as error:
+            raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+        if len(text) > MAX_RECIPE_BYTES:
+            raise RecipeError(f"The recipe {path} is larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
+        try:
+            document = yaml.load(text, Loader=_UniqueKeyLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        return cls.parse(document, str(path))
+
+    @classmethod
+    def parse(cls, document: object, origin: str) -> "Recipe":
+        """Returns the recipe in a parsed document; `origin` names it in error messages.
+
+        Raises:
+            RecipeError: The document breaks a rule; every broken rule is listed.
+        """
+        if not isinstance(document, dict):
+            raise RecipeError(f"{origin} holds {type(document).__name__} where a mapping with 'base' and 'tasks' is needed.")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            lines = "\n  ".join(_explain(detail, document) for detail in error.errors())
+            raise RecipeError(f"The recipe {origin} cannot be used:\n  {lines}") from error
+
+    def dump(self) -> str:
+        """Returns the recipe as YAML text, every setting written out, the same bytes for equal recipes."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def settings_of(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns name and hyperparameters of one entry of `merge.methods` or `merge.codecs`."""
+    if isinstance(entry, str):
+        return entry, {}
+    return str(entry["name"]), {key: value for key, value in entry.items() if key != "name"}
+
+
+def differences(first: Recipe, second: Recipe) -> list[str]:
+    """Returns one line per setting in which two recipes differ: `search.seed: 0 and 1`."""
+    left, right = _flatten(first.model_dump(mode="json")), _flatten(second.model_dump(mode="json"))
+    missing = object()
+    return [
+        f"{key}: {left.get(key, '(absent)')} and {right.get(key, '(absent)')}"
+        for key in sorted(left | right)
+        if left.get(key, missing) != right.get(key, missing)
+    ]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML like SafeLoader, but refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _explain(detail: ErrorDetails, document: dict[Any, Any]) -> str:
+    """Returns one line for one broken rule: its place, what is wrong, and the nearest known key where a key is unknown."""
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{place}: unknown setting.{nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"{place}: is missing"
+    given = detail.get("input")
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, dict | list | tuple | BaseModel) else f" (got {given!r})"
+    return f"{place}: {message}{shown}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Returns the keys that the section at `location` knows."""
+    sections: dict[str, type[BaseModel]] = {
+        "base": BaseSpec, "data": DataSpec, "tasks": TaskSpec, "merge": MergeSpec, "search": SearchSpec, "router": RouterSpec
+    }  # fmt: skip
+    named = [part for part in location if isinstance(part, str)]
+    section = sections.get(named[-1], Recipe) if named else Recipe
+    return list(section.model_fields)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested mappings and lists as one mapping from dotted path to leaf."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
