@@ -1,0 +1,1 @@
+"""The search for the Pareto front: tasks, evaluation, NSGA-II and its surrogate."""

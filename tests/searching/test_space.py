@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_merge.merging.grouping import canonical, is_canonical
+from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
+
+
+seeds = st.integers(0, 2**32 - 1)
+spaces = st.builds(lambda components, tasks: space_of(components, tasks), st.integers(1, 4), st.integers(1, 6))
+
+
+def space_of(components: int, tasks: int) -> SearchSpace:
+    return SearchSpace(tuple(f"c{i}" for i in range(components)), tuple(f"t{i}" for i in range(tasks)))
+
+
+def grams_of(space: SearchSpace, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    vectors = [rng.normal(size=(len(space.tasks), 12)) for _ in space.components]
+    return [matrix @ matrix.T for matrix in vectors]
+
+
+def test_configuration_refuses_labels_that_are_not_canonical() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 0\) is not in canonical form \(0, 1\)"):
+        Configuration(((0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize(("components", "tasks"), [((), ("a",)), (("model",), ())])
+def test_space_refuses_to_be_empty(components: tuple[str, ...], tasks: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="needs components and tasks"):
+        SearchSpace(components, tasks)
+
+
+@pytest.mark.parametrize(("tasks", "bell"), [(1, 1), (2, 2), (3, 5), (4, 15), (5, 52), (8, 4140), (10, 115975)])
+def test_size_is_the_bell_number_per_component(tasks: int, bell: int) -> None:
+    assert space_of(1, tasks).size == bell
+    assert space_of(3, tasks).size == bell**3
+
+
+def test_encode_writes_component_after_component() -> None:
+    vector = space_of(2, 3).encode(Configuration(((0, 0, 1), (0, 1, 2))))
+    assert vector.tolist() == [0, 0, 1, 0, 1, 2]
+    assert vector.dtype == np.int64
+
+
+@given(spaces, seeds)
+def test_encode_and_decode_round_trip(space: SearchSpace, seed: int) -> None:
+    configuration = space.random(np.random.default_rng(seed))
+    assert space.decode(space.encode(configuration)) == configuration
+    assert all(type(label) is int for column in configuration.grouping for label in column)
+
+
+@given(spaces, seeds)
+def test_decode_canonicalises_any_labels(space: SearchSpace, seed: int) -> None:
+    shape = len(space.components) * len(space.tasks)
+    configuration = space.decode(np.random.default_rng(seed).integers(-5, 5, size=shape))
+    assert len(configuration.grouping) == len(space.components)
+    assert all(is_canonical(column) for column in configuration.grouping)
+
+
+def test_the_extremes_and_uniform_configurations() -> None:
+    space = space_of(2, 3)
+    assert space.all_merged().grouping == ((0, 0, 0), (0, 0, 0))
+    assert space.all_separate().grouping == ((0, 1, 2), (0, 1, 2))
+    assert space.uniform((0, 1, 0)).grouping == ((0, 1, 0), (0, 1, 0))
+
+
+def test_random_reaches_every_partition() -> None:
+    space, rng = space_of(1, 4), np.random.default_rng(0)
+    assert len({space.random(rng) for _ in range(600)}) == space.size == 15
+
+
+def test_features_hold_bits_then_count_then_sizes_for_each_component() -> None:
+    features = space_of(2, 3).features(Configuration(((0, 1, 1), (0, 0, 0))))
+    assert features.dtype == np.float64
+    assert features.tolist() == [0, 0, 1, 2, 2, 1, 0, 1, 1, 1, 1, 3, 0, 0]
+
+
+@given(spaces, seeds)
+def test_features_have_one_length_and_tell_configurations_apart(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = space.random(rng), space.random(rng)
+    tasks = len(space.tasks)
+    assert space.features(first).shape == (len(space.components) * (tasks * (tasks - 1) // 2 + 1 + tasks),)
+    assert (space.features(first).tolist() == space.features(second).tolist()) == (first == second)
+
+
+@given(spaces, seeds)
+def test_children_share_out_the_parents_columns(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parents = space.random(rng), space.random(rng)
+    children = space.crossover(*parents, rng, row_swap=0.0)
+    for component in range(len(space.components)):
+        inherited = [child.grouping[component] for child in children]
+        assert sorted(inherited) == sorted(parent.grouping[component] for parent in parents)
+
+
+@given(spaces, seeds)
+def test_a_row_swap_changes_at_most_one_column(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parents = space.random(rng), space.random(rng)
+    children = space.crossover(*parents, rng, row_swap=1.0)
+    changed = 0
+    for component in range(len(space.components)):
+        inherited = [child.grouping[component] for child in children]
+        assert all(is_canonical(column) for column in inherited)
+        changed += sorted(inherited) != sorted(parent.grouping[component] for parent in parents)
+    assert changed <= 1
+
+
+def test_a_row_swap_exchanges_one_label_between_the_parents() -> None:
+    space, rng = space_of(1, 3), np.random.default_rng(0)
+    parents = space.all_merged(), space.all_separate()
+    children = [frozenset(space.crossover(*parents, rng, row_swap=1.0)) for _ in range(40)]
+    expected = {
+        frozenset(map(space.decode, (np.array(pair[0]), np.array(pair[1]))))
+        for pair in [([0, 0, 0], [0, 1, 2]), ([0, 1, 0], [0, 0, 2]), ([0, 0, 2], [0, 1, 0])]
+    }
+    assert set(children) == expected
+
+
+@given(spaces, seeds)
+def test_mutation_changes_at_least_one_column(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    configuration = space.random(rng)
+    mutated = space.mutate(configuration, rng)
+    assert len(mutated.grouping) == len(space.components)
+    assert (mutated == configuration) == (len(space.tasks) == 1)
+
+
+def test_mutation_changes_about_one_column() -> None:
+    space, rng = space_of(4, 5), np.random.default_rng(0)
+    start = space.all_merged()
+    changes = [
+        sum(a != b for a, b in zip(start.grouping, space.mutate(start, rng).grouping, strict=True)) for _ in range(300)
+    ]
+    assert 1.15 < np.mean(changes) < 1.5
+    assert max(changes) > 1
+
+
+def test_kmeans_population_starts_with_the_extremes_and_the_diagonals() -> None:
+    space = space_of(2, 5)
+    population = kmeans_population(space, grams_of(space), 12, seed=0)
+    assert population[:2] == [space.all_merged(), space.all_separate()]
+    assert [[max(column) + 1 for column in c.grouping] for c in population[2:5]] == [[2, 2], [3, 3], [4, 4]]
+    assert len(set(population)) == len(population) == 12
+
+
+def test_kmeans_population_thins_the_diagonals_where_they_do_not_fit() -> None:
+    space = space_of(1, 9)
+    population = kmeans_population(space, grams_of(space), 5, seed=0)
+    assert [max(c.grouping[0]) + 1 for c in population] == [1, 9, 2, 5, 8]
+    assert kmeans_population(space, grams_of(space), 1, seed=0) == [space.all_merged()]
+
+
+def test_kmeans_population_groups_similar_tasks() -> None:
+    space = space_of(1, 4)
+    points = np.array([[1.0, 0.0], [0.0, 1.0], [1.1, 0.0], [0.0, 1.1]])
+    assert Configuration(((0, 1, 0, 1),)) in kmeans_population(space, [points @ points.T], 5, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (2, 2), (4, 2), (1, 4)])
+def test_populations_are_as_large_as_asked_or_as_the_space(shape: tuple[int, int]) -> None:
+    space = space_of(*shape)
+    for population in (kmeans_population(space, grams_of(space), 20, 0), random_population(space, 20, 0)):
+        assert len(population) == len(set(population)) == min(20, space.size)
+
+
+def test_kmeans_population_fills_up_at_random_where_all_task_vectors_coincide() -> None:
+    space = space_of(2, 4)
+    population = kmeans_population(space, [np.zeros((4, 4))] * 2, 10, seed=0)
+    assert len(set(population)) == 10
+
+
+@given(seeds)
+def test_populations_depend_on_the_seed_alone(seed: int) -> None:
+    space = space_of(2, 4)
+    assert random_population(space, 8, seed) == random_population(space, 8, seed)
+    assert random_population(space, 8, seed)[:2] == [space.all_merged(), space.all_separate()]
+
+
+def test_kmeans_population_repeats_itself() -> None:
+    space = space_of(2, 5)
+    grams = grams_of(space)
+    assert kmeans_population(space, grams, 12, seed=3) == kmeans_population(space, grams, 12, seed=3)
+    assert kmeans_population(space, grams, 12, seed=3) != kmeans_population(space, grams, 12, seed=4)
+
+
+def test_kmeans_population_refuses_gram_matrices_of_another_space() -> None:
+    space = space_of(2, 3)
+    with pytest.raises(ValueError, match=r"Expected 2 Gram matrices of shape \(3, 3\)"):
+        kmeans_population(space, grams_of(space)[:1], 4, seed=0)
+    with pytest.raises(ValueError, match=r"not \[\(4, 4\), \(4, 4\)\]"):
+        kmeans_population(space, grams_of(space_of(2, 4)), 4, seed=0)
+
+
+def test_canonical_form_makes_equal_configurations_one_key() -> None:
+    assert len({Configuration((canonical([5, 5, 2]),)), Configuration((canonical([0, 0, 1]),))}) == 1
