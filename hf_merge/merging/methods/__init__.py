@@ -1,0 +1,103 @@
+"""Merge methods: how the fine-tuned weights of one group become the weights of one expert (Eq. 5).
+
+Each method is one file that defines `METHOD = MergeMethod(...)`; files whose name starts with an underscore are shared
+parts. A new method is a new file: the registry, the recipe, the search and the contract tests find it by themselves.
+Importing this package loads no torch; asking for a method does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from hf_merge.errors import RecipeError, nearest
+from hf_merge.merging.settings import Hyperparameter, Settings, Spec, discover, resolve
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+SCOPE = Hyperparameter(
+    "scope",
+    "component",
+    choices=("component", "tensor"),
+    help="What one threshold spans: all tensors of the component together (as in MERGE), or each tensor on its own.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One fine-tuned model of a group, as a merge method sees it.
+
+    Attributes:
+        task: The name of its task.
+        weights: [n] float32, the fine-tuned weights. The method may overwrite this buffer, and must not keep it: the
+            caller may read the next member into the same memory.
+        seed: Where this member's random choices start; it does not depend on the other members.
+    """
+
+    task: str
+    weights: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A merge method: its kernel and what it declares.
+
+    Attributes:
+        name: What recipes call it; the name of its file.
+        merge: `merge(base, members, settings)` returns the merged weights [n] float32 in memory of its own. `base` [n]
+            float32 is only read; `members` is iterated once; `settings` holds every hyperparameter. All of it happens
+            on the processor.
+        hyperparameters: The settings that it knows.
+        source: The publication that defines it.
+        summary: One sentence that says what it does.
+        scoped: Whether its result depends on how tensors are flattened together; `scope` is then one of its settings.
+    """
+
+    name: str
+    merge: Callable[[Tensor, Iterable[Member], Settings], Tensor]
+    hyperparameters: tuple[Hyperparameter, ...]
+    source: str
+    summary: str
+    scoped: bool = False
+
+
+@dataclass(frozen=True)
+class MethodSpec(Spec):
+    """A merge method with every hyperparameter."""
+
+    @classmethod
+    def resolve(cls, name: str, settings: Mapping[str, object] | None = None) -> MethodSpec:
+        """Returns the method `name` with `settings`, every other hyperparameter at its default.
+
+        Raises:
+            RecipeError: The method or a setting is unknown, or a value is impossible.
+        """
+        return cls(name, resolve(f"Merge method '{name}'", get(name).hyperparameters, settings or {}))
+
+
+def available() -> dict[str, MergeMethod]:
+    """Returns every merge method by name, sorted."""
+    return dict(_registry())
+
+
+def get(name: str) -> MergeMethod:
+    """Returns the merge method called `name`.
+
+    Raises:
+        RecipeError: No method has this name; the message names the nearest.
+    """
+    known = _registry()
+    if name not in known:
+        raise RecipeError(f"Unknown merge method '{name}'.{nearest(name, known)}")
+    return known[name]
+
+
+@cache
+def _registry() -> dict[str, MergeMethod]:
+    return discover(__name__, __path__, "METHOD", MergeMethod)

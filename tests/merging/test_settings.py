@@ -1,0 +1,161 @@
+"""Hyperparameters, specs and the registries' discovery."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as law
+from hypothesis import strategies as st
+
+from hf_merge.errors import RecipeError
+from hf_merge.merging import codecs, methods
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.merging.settings import Hyperparameter, Spec, discover, resolve
+
+
+DENSITY = Hyperparameter("density", 0.2, low=0.001, high=1.0)
+RULE = Hyperparameter("rule", "mean", choices=("mean", "sum"))
+ANY = Hyperparameter("any", 0.0)
+
+
+def test_every_setting_is_present_in_declared_order() -> None:
+    assert resolve("X", (DENSITY, RULE), {"rule": "sum"}) == (("density", 0.2), ("rule", "sum"))
+
+
+def test_an_integer_and_its_float_mean_the_same() -> None:
+    (by_integer,), (by_float,) = resolve("X", (DENSITY,), {"density": 1}), resolve("X", (DENSITY,), {"density": 1.0})
+    assert by_integer == by_float == ("density", 1.0)
+    assert isinstance(by_integer[1], float)
+
+
+def test_negative_zero_is_written_as_zero() -> None:
+    ((_, value),) = resolve("X", (ANY,), {"any": -0.0})
+    assert math.copysign(1.0, float(value)) == 1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, -1, 10**400, math.nan, math.inf, -math.inf, True, "0.5", None, [0.5]])
+def test_an_impossible_number_is_refused_with_value_range_and_default(value: object) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve("Merge method 'x'", (DENSITY,), {"density": value})
+    message = str(caught.value)
+    assert message.startswith("Merge method 'x': density is ")
+    assert "[0.001, 1]" in message
+    assert "leave it out for 0.2" in message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_number_without_bounds_must_still_be_finite(value: object) -> None:
+    with pytest.raises(RecipeError, match="any is"):
+        resolve("X", (ANY,), {"any": value})
+
+
+@pytest.mark.parametrize("value", ["men", 1, None, True, ""])
+def test_an_unknown_word_is_refused_with_the_known_ones(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"rule is .* Known: mean, sum\. Leave it out for 'mean'\."):
+        resolve("X", (RULE,), {"rule": value})
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"unknown setting 'densty'\. Did you mean 'density'\?"):
+        resolve("X", (DENSITY, RULE), {"densty": 0.3})
+
+
+def test_a_setting_of_something_without_settings_is_refused() -> None:
+    with pytest.raises(RecipeError, match="It has no settings"):
+        MethodSpec.resolve("average", {"scale": 1})
+
+
+@law(deadline=None)
+@given(st.one_of(st.floats(), st.integers(), st.text(), st.booleans(), st.none(), st.lists(st.integers())))
+def test_any_value_is_either_canonical_or_refused(value: object) -> None:
+    try:
+        ((_, canonical),) = resolve("X", (DENSITY,), {"density": value})
+    except RecipeError:
+        return
+    assert isinstance(canonical, float)
+    assert 0.001 <= canonical <= 1.0
+
+
+def test_specs_are_equal_and_hash_alike_exactly_when_they_mean_the_same() -> None:
+    plain, written_out = MethodSpec.resolve("ties"), MethodSpec.resolve("ties", {"scale": 1, "density": 0.2})
+    assert plain == written_out
+    assert hash(plain) == hash(written_out)
+    assert plain != MethodSpec.resolve("ties", {"density": 0.3})
+
+
+def test_a_method_and_a_codec_of_one_name_differ() -> None:
+    specs: list[Spec] = [MethodSpec("x", ()), CodecSpec("x", ())]
+    assert specs[0] != specs[1]
+
+
+def test_json_of_a_spec_resolves_to_the_spec() -> None:
+    for name in methods.available():
+        spec = MethodSpec.resolve(name)
+        document = spec.as_json()
+        assert document.pop("name") == name
+        assert MethodSpec.resolve(name, document) == spec
+    for name in codecs.available():
+        assert CodecSpec.resolve(name).as_json() == {"name": name, **CodecSpec.resolve(name).mapping}
+
+
+@pytest.mark.parametrize(
+    ("resolved", "message"),
+    [
+        (lambda: MethodSpec.resolve("tie"), "Unknown merge method 'tie'. Did you mean 'ties'?"),
+        (lambda: CodecSpec.resolve("int9"), "Unknown codec 'int9'. Did you mean 'int8'?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(resolved: Callable[[], Spec], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved()
+    assert str(caught.value).startswith(message)
+
+
+def _package(folder: Path, name: str, files: dict[str, str]) -> str:
+    package = folder / name
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for file, text in files.items():
+        (package / file).write_text(text)
+    return str(package)
+
+
+SPEC = "from hf_merge.merging.settings import Spec\nENTRY = Spec('{}', ())\n"
+
+
+def test_one_file_is_one_entry_and_helpers_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"beta.py": SPEC.format("beta"), "alpha.py": SPEC.format("alpha"), "_helper.py": "raise RuntimeError\n"}
+    folder = _package(tmp_path, "hf_merge_entries", files)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(discover("hf_merge_entries", [folder], "ENTRY", Spec)) == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize("text", ["", "ENTRY = 1\n", SPEC.format("other")])
+def test_a_file_without_its_entry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    folder = _package(tmp_path, f"hf_merge_bad{abs(hash(text))}", {"alpha.py": text})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match=r"\.alpha must define ENTRY = Spec\(name='alpha'"):
+        discover(Path(folder).name, [folder], "ENTRY", Spec)
+
+
+@pytest.mark.parametrize("registry", [methods.available(), codecs.available()])
+def test_every_declared_hyperparameter_is_sound(registry: dict[str, methods.MergeMethod]) -> None:
+    for entry in registry.values():
+        names = [parameter.name for parameter in entry.hyperparameters]
+        assert len(set(names)) == len(names)
+        assert "name" not in names
+        for parameter in entry.hyperparameters:
+            assert parameter.check(parameter.default, "X") == parameter.default
+            assert parameter.help.endswith(".")
+            assert bool(parameter.choices) == (parameter.low is None and parameter.high is None)
+        assert entry.summary.endswith(".")
+
+
+def test_importing_the_registries_loads_no_torch() -> None:
+    script = "import sys, hf_merge.merging.methods, hf_merge.merging.codecs; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
