@@ -1,0 +1,149 @@
+"""The search for the Pareto front (Algorithm 1): k-means start, NSGA-II, a random forest that screens, at most N real evaluations.
+
+Every generation, offspring are screened by predicted performance and exact cost; a few of the predicted front are really
+evaluated and told to the algorithm. All that was evaluated is the archive, and the front is its non-dominated part. One seed
+decides everything, so that the same recipe gives the same archive, and an interrupted run replays its journal to where it was.
+
+Source: MERGE, arXiv 2602.06552, Algorithm 1; what the paper leaves open is settled in docs/adr/0004-preset-paper.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_merge.merging.grouping import Grouping
+from hf_merge.searching.evaluation import Evaluation
+from hf_merge.searching.nsga2 import Nsga2
+from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
+from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
+from hf_merge.searching.surrogate import Surrogate, screen
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search; the defaults are preset `paper`.
+
+    Attributes:
+        population: Size of the population, and of the first generation.
+        evaluations: The most real evaluations, the first generation counted in.
+        offspring: Offspring per generation that the surrogate screens.
+        surrogate: Whether a random forest screens; without it a generation is `population` offspring, all evaluated.
+        kmeans: Whether the first generation comes from k-means on task vectors, or is random.
+        seed: Decides everything random.
+    """
+
+    population: int = 20
+    evaluations: int = 300
+    offspring: int = 100
+    surrogate: bool = True
+    kmeans: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A configuration and what it really scored."""
+
+    configuration: Configuration
+    evaluation: Evaluation
+
+    @property
+    def objectives(self) -> tuple[float, float]:
+        """The pair (cost, performance)."""
+        return self.evaluation.cost, self.evaluation.performance
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Everything a search evaluated.
+
+    Attributes:
+        measured: The configurations in the order of their evaluation.
+        history: Real evaluations done and hypervolume reached, after each generation.
+        reference: The box of the hypervolume.
+    """
+
+    measured: tuple[Measured, ...]
+    history: tuple[tuple[int, float], ...]
+    reference: Reference
+
+    def front(self) -> list[Measured]:
+        """Returns the non-dominated configurations, by rising cost."""
+        costs, performances = zip(*(entry.objectives for entry in self.measured), strict=True)
+        return sorted((self.measured[index] for index in non_dominated(costs, performances)), key=lambda entry: entry.objectives)
+
+
+class Evaluates(Protocol):
+    """What a search needs from the evaluation: exact costs before, scores after."""
+
+    def evaluate(self, grouping: Grouping) -> Evaluation:
+        """Returns the scores and exact cost of a configuration."""
+
+    def cost(self, grouping: Grouping) -> float:
+        """Returns the cost of a configuration that need not be evaluated yet."""
+
+
+def run_search(
+    space: SearchSpace,
+    evaluator: Evaluates,
+    grams: Sequence[NDArray[np.float64]],
+    settings: SearchSettings,
+    reference: Reference,
+    on_evaluation: Callable[[Measured, float], None] = lambda measured, volume: None,
+) -> Archive:
+    """Returns the archive of a search.
+
+    Args:
+        space: The configurations to choose among.
+        evaluator: Scores configurations.
+        grams: The Gram matrix of the task vectors of each component, [T, T] float64; used for the k-means start.
+        settings: How to search.
+        reference: The box of the hypervolume.
+        on_evaluation: Called after each real evaluation with its result and the hypervolume reached so far.
+    """
+    draw = kmeans_population(space, grams, settings.population, settings.seed) if settings.kmeans else None
+    initial = draw or random_population(space, settings.population, settings.seed)
+    brood = settings.offspring if settings.surrogate else settings.population
+    algorithm = Nsga2(space, initial, settings.population, brood, settings.seed)
+    rng = np.random.default_rng([settings.seed, 1])
+    measured: list[Measured] = []
+    history: list[tuple[int, float]] = []
+    while len(measured) < settings.evaluations and (candidates := algorithm.ask()):
+        chosen = _choose(candidates, measured, space, evaluator, settings, rng)[: settings.evaluations - len(measured)]
+        fresh = []
+        for configuration in chosen:
+            fresh.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
+            measured.append(fresh[-1])
+            on_evaluation(fresh[-1], hypervolume([entry.objectives for entry in measured], reference))
+        costs, performances = zip(*(entry.objectives for entry in fresh), strict=True)
+        algorithm.tell([entry.configuration for entry in fresh], costs, performances)
+        history.append((len(measured), hypervolume([entry.objectives for entry in measured], reference)))
+    return Archive(tuple(measured), tuple(history), reference)
+
+
+def _choose(
+    candidates: Sequence[Configuration],
+    measured: Sequence[Measured],
+    space: SearchSpace,
+    evaluator: Evaluates,
+    settings: SearchSettings,
+    rng: np.random.Generator,
+) -> list[Configuration]:
+    """Returns which candidates to evaluate for real: all of the first generation, then what the surrogate picks."""
+    if not measured or not settings.surrogate:
+        return list(candidates)
+    forest = Surrogate(settings.seed + len(measured))
+    known = np.stack([space.features(entry.configuration) for entry in measured])
+    forest.fit(known, [entry.evaluation.performance for entry in measured])
+    mean, spread = forest.predict(np.stack([space.features(candidate) for candidate in candidates]))
+    costs = [evaluator.cost(candidate.grouping) for candidate in candidates]
+    return [candidates[index] for index in screen(mean, spread, costs, rng=rng)]
+
+
+def normalised_performance(scores: Mapping[str, float], individual: Mapping[str, float]) -> float:
+    """Returns the mean over tasks of the score over the fine-tune's own; tasks whose fine-tune scores 0 or less are left out."""
+    ratios = [scores[task] / own for task, own in individual.items() if own > 0]
+    return sum(ratios) / len(ratios) if ratios else 0.0

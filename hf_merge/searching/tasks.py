@@ -1,0 +1,312 @@
+"""Tasks: a recipe's data become rows to search, to train the router and to test, three sets that share no content.
+
+Data are read with `datasets` (a Hub id, or local parquet, csv and json files); labels become class indices of the
+fine-tuned checkpoint, or numbers. Whatever is wrong with the data is said here, before anything is merged.
+"""
+
+import hashlib
+import logging
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import DecompressionBombError, Image
+
+from hf_merge.errors import DatasetError, HubError, RecipeError, nearest
+from hf_merge.modeling.inputs import as_rgb
+from hf_merge.recipe import TaskSpec
+from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
+from hf_merge.searching.labels import encode_labels
+from hf_merge.searching.metrics import is_regression_metric
+from hf_merge.searching.splits import BUILDERS, check_source, splits_by_role
+
+
+if TYPE_CHECKING:
+    import datasets
+
+_log = logging.getLogger(__name__)
+_TEXT_TYPES = ("string", "large_string", "string_view")
+_BYTES_TYPES = ("binary", "large_binary")
+_UNDEFINED_FOR_ONE_LABEL = ("matthews", "pearson_spearman")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of one task, either texts (with or without pairs) or images.
+
+    Attributes:
+        texts: The texts, or None for an image task.
+        pairs: The second texts, or None where the task has none.
+        images: The images as they were stored, or None for a text task.
+        labels: [rows] int64 class indices, or float32 numbers for a regression; read-only.
+    """
+
+    texts: tuple[str, ...] | None
+    pairs: tuple[str, ...] | None
+    images: tuple[Image, ...] | None
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """The rows of one task; no content is in two of the three sets.
+
+    Attributes:
+        name: The task's name.
+        search: Selects configurations.
+        router: Trains the router.
+        test: Is only reported.
+    """
+
+    name: str
+    search: Rows
+    router: Rows
+    test: Rows
+
+
+def load_task(
+    spec: TaskSpec,
+    *,
+    validation_rows: int,
+    router_rows: int,
+    seed: int,
+    num_labels: int,
+    label_names: tuple[str, ...] | None,
+) -> TaskData:
+    """Returns the rows of one task, the same ones for the same seed, each set in the order of its split.
+
+    The test rows are the whole `test` split; the search rows are drawn from `validation`, the router's from `train`.
+    Where one of these two is missing, both draw from the other: the search its `validation_rows`, the router from the
+    rest; where the rest is less than a quarter of the split (and than `router_rows`), each gets half of the split. A
+    split that `data.splits` gives to one role (`{test: validation}`) is not there for the role of its own name.
+
+    Search rows that equal a test row are left out, and so are router rows that equal a search or a test row (the same
+    text and pair, or the same pixels); how many is logged.
+
+    Args:
+        spec: The task as the recipe names it.
+        validation_rows: At most so many search rows.
+        router_rows: At most so many router rows.
+        seed: Fixes which rows are drawn.
+        num_labels: Outputs of the task's head; 1 is a regression.
+        label_names: The head's label names in order of their index, or None where it has none.
+
+    Raises:
+        DatasetError: The data lack a file, split, column or rows, or hold values that the task cannot use.
+        HubError: The data set is on the Hub and cannot be had.
+        RecipeError: The metric does not fit the number of labels.
+    """
+    if num_labels == 1 and not is_regression_metric(spec.metric):
+        raise RecipeError(
+            f"Task '{spec.name}': metric '{spec.metric}' compares classes, but the checkpoint {spec.model} has one "
+            "output (num_labels 1, a regression). Choose pearson_spearman."
+        )
+    available = _load(spec)
+    sources = {
+        role: _Source.open(spec, split, available[split], (num_labels, label_names))
+        for role, split in splits_by_role(spec, available).items()
+    }
+    data = _divided(spec.name, sources, validation_rows, router_rows, seed)
+    _warn_of_one_label(spec, data.search)
+    return data
+
+
+_Content = tuple[Any, ...]  # of one row: (text,), (text, pair) or (image,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A split whose columns are checked and whose labels are encoded; `place` names it in messages."""
+
+    place: str
+    data: "datasets.Dataset"
+    columns: tuple[str, ...]
+    is_image: bool
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def open(
+        cls, spec: TaskSpec, split: str, data: "datasets.Dataset", head: tuple[int, tuple[str, ...] | None]
+    ) -> Self:
+        """Returns the split after checking everything but the pixels."""
+        place, label = f"Task '{spec.name}', split '{split}'", spec.data.label
+        if not len(data):
+            raise DatasetError(f"{place}: it has no rows. Give at least one.")
+        named = (spec.data.text, spec.data.text_pair, spec.data.image)
+        columns = tuple(column for column in named if column is not None)
+        for column in (*columns, label):
+            _refuse_missing(data, column, place)
+        is_image = spec.data.image is not None
+        if is_image:
+            data = _with_images(data, columns[0], place)
+        else:
+            _refuse_other_than_text(data, columns, place)
+        labels = encode_labels(
+            data.data.column(label).to_numpy(),
+            getattr(data.features[label], "names", None),
+            num_labels=head[0],
+            label_names=head[1],
+            place=f"{place}, column '{label}'",
+        )
+        return cls(place, data.select_columns(list(columns)), columns, is_image, labels)
+
+    def draw(self, order: NDArray[np.int64], limit: int, *others: Draw[_Content]) -> Draw[_Content]:
+        """Returns the first `limit` rows in `order` that share no content with the others."""
+        taken = frozenset[Hashable]().union(*(other.keys for other in others))
+        return draw(self._read, order, limit, taken)
+
+    def rows(self, drawn: Draw[_Content]) -> Rows:
+        """Returns the drawn rows with their labels."""
+        columns = tuple(zip(*drawn.items.values(), strict=True))
+        labels = self.labels[list(drawn.items)]
+        labels.setflags(write=False)
+        if self.is_image:
+            return Rows(None, None, columns[0], labels)
+        return Rows(columns[0], columns[1] if len(columns) > 1 else None, None, labels)
+
+    def _read(self, rows: NDArray[np.int64]) -> list[tuple[Hashable, _Content]]:
+        if self.is_image:
+            return [self._read_image(row) for row in rows.tolist()]
+        read = self.data[rows.tolist()]
+        contents = zip(*(read[name] for name in self.columns), strict=True)
+        return [(content, content) for content in contents]
+
+    def _read_image(self, row: int) -> tuple[Hashable, _Content]:
+        try:
+            image: Image = self.data[row][self.columns[0]]
+            pixels = as_rgb(image)
+        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
+            raise DatasetError(
+                f"{self.place}: the image in row {row} cannot be decoded: {_reason(error)}. Remove the row, or store "
+                "the image anew."
+            ) from error
+        return (pixels.size, hashlib.sha256(pixels.tobytes()).digest()), (image,)
+
+
+def _divided(task: str, sources: dict[str, _Source], validation_rows: int, router_rows: int, seed: int) -> TaskData:
+    """Returns the three sets of rows, drawn from the splits of the roles that there are."""
+    test = sources["test"].draw(np.arange(len(sources["test"])), len(sources["test"]))
+    first = sources.get("validation") or sources["train"]
+    second = sources.get("train") or first
+    rng = np.random.default_rng(seed)
+    limit = search_share(len(first), validation_rows, router_rows) if first is second else validation_rows
+    search = first.draw(rng.permutation(len(first)), limit, test)
+    order = search.unseen if first is second else rng.permutation(len(second))
+    router = second.draw(order, router_rows, test, search)
+    report_doubles(search, task, "search", "a test row")
+    report_doubles(router, task, "router", "a search or test row")
+    return TaskData(task, first.rows(search), second.rows(router), sources["test"].rows(test))
+
+
+def _load(spec: TaskSpec) -> dict[str, "datasets.Dataset"]:
+    """Returns the splits of a task's data by name; files one by one, lest one split's column types bind another's."""
+    check_source(spec)
+    if spec.data.data_files is None:
+        return _fetch(spec, None)
+    parts = [_fetch(spec, {split: file}) for split, file in spec.data.data_files.items()]
+    return {split: data for part in parts for split, data in part.items()}
+
+
+def _fetch(spec: TaskSpec, files: dict[str, str] | None) -> dict[str, "datasets.Dataset"]:
+    """Returns what `datasets.load_dataset` finds; its errors become ours."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    data = spec.data
+    # An empty cell, NA or null is a text like any other; among the labels it is refused by name.
+    options = {"keep_default_na": False} if data.path == "csv" else {}
+    broken = (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, DatasetsError)
+    try:
+        with _without_progress_bars():
+            found = datasets.load_dataset(data.path, data.name, data_files=files, revision=data.revision, **options)
+    except broken as error:
+        if isinstance(error, OSError) and data.path not in BUILDERS and not Path(data.path).exists():
+            raise HubError(
+                f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {_reason(error)}. Check its "
+                "name, your right to read it, and the connection; local files go as path: parquet, data_files: "
+                "{test: FILE}."
+            ) from error
+        what = ", ".join(files.values()) + f" as {data.path}" if files else f"the data set '{data.path}'"
+        raise DatasetError(
+            f"Task '{spec.name}': cannot read {what}: {_reason(error)}. Check that it is whole, of this format, and "
+            "has rows."
+        ) from error
+    return dict(found)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keeps datasets from drawing a bar for every file that it converts."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _refuse_missing(data: "datasets.Dataset", column: str, place: str) -> None:
+    """Refuses a column that is not there, or has no value in some row."""
+    if column not in data.column_names:
+        raise DatasetError(f"{place}: there is no column '{column}'.{nearest(column, data.column_names)}")
+    values = data.data.column(column)
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy()))
+        raise DatasetError(
+            f"{place}: {values.null_count} of {len(values)} rows have nothing in column '{column}', the first is row "
+            f"{row}. Remove them."
+        )
+
+
+def _refuse_other_than_text(data: "datasets.Dataset", columns: tuple[str, ...], place: str) -> None:
+    """Refuses columns that do not hold strings."""
+    for column in columns:
+        kind = getattr(data.features[column], "dtype", "a nested type")
+        if kind not in _TEXT_TYPES:
+            raise DatasetError(f"{place}: column '{column}' holds {kind}, not texts. Name a column of strings.")
+
+
+def _with_images(data: "datasets.Dataset", column: str, place: str) -> "datasets.Dataset":
+    """Returns the split with a column decoded as images, also where its bytes do not say that they are images."""
+    import datasets
+
+    feature = data.features[column]
+    kind = getattr(feature, "dtype", "a nested type")
+    is_encoded = kind in _BYTES_TYPES or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+    if not is_encoded and not isinstance(feature, datasets.Image):
+        raise DatasetError(
+            f"{place}: column '{column}' holds {kind}, not images. Name a column of encoded images (bytes, "
+            "as datasets.Image stores them)."
+        )
+    return data.cast_column(column, datasets.Image())
+
+
+def _warn_of_one_label(spec: TaskSpec, search: Rows) -> None:
+    """Warns where the metric is the same for every configuration."""
+    if spec.metric in _UNDEFINED_FOR_ONE_LABEL and len(np.unique(search.labels)) == 1:
+        _log.warning(
+            "Task '%s': all %d search rows have the label %s, for which '%s' is undefined and counts as 0. Raise "
+            "validation_rows or mix the rows.",
+            *(spec.name, len(search), search.labels[0], spec.metric),
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the text of the error at the root, on one line of at most 300 characters, without its full stop."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
