@@ -8,6 +8,8 @@ Rooms, from the ground up: `errors`; `recipe` and `merging` (pure tensor algebra
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_merge.version import VERSION
+
 
 if TYPE_CHECKING:
     from hf_merge.errors import HfMergeError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from hf_merge.workflow.report import evaluate, report
     from hf_merge.workflow.search import search
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "HfMergeError", "MergeModel", "MergeOutput", "Prediction", "Recipe", "__version__", "build", "evaluate", "plan", "report", "search"
 ]  # fmt: skip

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room imports only from storeys below its own; the rooms of one storey do not know each other.
 STOREYS = (
-    ("errors",),
+    ("errors", "version"),
     ("recipe", "merging"),
     ("storing",),
     ("modeling",),

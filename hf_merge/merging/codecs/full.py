@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor
 
 from hf_merge.merging.codecs import Codec
-from hf_merge.merging.codecs._extremes import extremes
+from hf_merge.merging.ranges import extremes
 from hf_merge.merging.components import Shape
 from hf_merge.merging.settings import Settings
 

@@ -1,10 +1,18 @@
-"""The smallest and largest weight of a unit, which also tell whether all weights are finite."""
+"""The range of a unit: its smallest and largest weight, whether they are finite, and whether merging made it wider (Eq. 6)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_merge.errors import NonFiniteWeights
+
+
+_TOLERANCE = 1e-6  # averaging keeps a range exactly, but for the rounding of its last bit
+
+
+def is_within(low: Tensor, high: Tensor, mean_range: Tensor) -> bool:
+    """Returns whether every unit's range is within the mean range of its sources: the criterion of Eq. 6."""
+    return bool((high.double() - low.double() <= (1 + _TOLERANCE) * mean_range.double()).all())
 
 
 def extremes(name: str, weight: Tensor, *, by_row: bool = False) -> tuple[Tensor, Tensor]:

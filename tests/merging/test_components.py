@@ -1,0 +1,190 @@
+"""Components: exact for every layout and granularity, and every tensor in the type that its architecture gives it."""
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_merge.errors import RecipeError
+from hf_merge.merging.components import GRANULARITIES, ROLES, decompose, depth_of, keeps_full_precision, role_of
+from hf_merge.storing.checkpoints import Checkpoint
+from tests.tiny_models import LAYERS, LAYOUTS, TinyFamily
+
+
+# Names as they stand on disk: transformers' layouts of version 4 and 5, open_clip, and peft's (IA)3.
+GOLDEN = {
+    "bert.embeddings.word_embeddings.weight": ("embedding", None),
+    "bert.embeddings.position_embeddings.weight": ("embedding", None),
+    "bert.embeddings.LayerNorm.weight": ("norm", None),
+    "bert.encoder.layer.0.attention.self.query.weight": ("attention", 0),
+    "bert.encoder.layer.11.attention.output.dense.bias": ("attention", 11),
+    "bert.encoder.layer.3.attention.output.LayerNorm.bias": ("norm", 3),
+    "bert.encoder.layer.3.intermediate.dense.weight": ("mlp", 3),
+    "bert.encoder.layer.3.output.dense.weight": ("mlp", 3),
+    "bert.encoder.layer.3.output.LayerNorm.weight": ("norm", 3),
+    "bert.pooler.dense.weight": ("embedding", None),
+    "roberta.encoder.layer.2.attention.self.key.bias": ("attention", 2),
+    "roberta.embeddings.token_type_embeddings.weight": ("embedding", None),
+    "distilbert.transformer.layer.5.attention.q_lin.weight": ("attention", 5),
+    "distilbert.transformer.layer.5.ffn.lin1.weight": ("mlp", 5),
+    "distilbert.transformer.layer.5.sa_layer_norm.weight": ("norm", 5),
+    "transformer.layer.5.output_layer_norm.bias": ("norm", 5),
+    "vit.embeddings.cls_token": ("embedding", None),
+    "vit.embeddings.patch_embeddings.projection.weight": ("embedding", None),
+    "vit.encoder.layer.1.attention.attention.value.weight": ("attention", 1),
+    "vit.encoder.layer.1.attention.output.dense.weight": ("attention", 1),
+    "vit.encoder.layer.1.layernorm_before.weight": ("norm", 1),
+    "vit.encoder.layer.1.output.dense.weight": ("mlp", 1),
+    "vit.layers.7.attention.q_proj.weight": ("attention", 7),
+    "vit.layers.7.mlp.fc1.weight": ("mlp", 7),
+    "vit.layernorm.bias": ("norm", None),
+    "dinov2.encoder.layer.4.layer_scale1.lambda1": ("norm", 4),
+    "dinov2.encoder.layer.4.norm2.weight": ("norm", 4),
+    "dinov2.embeddings.mask_token": ("embedding", None),
+    "beit.encoder.layer.4.lambda_1": ("norm", 4),
+    "blocks.9.ls1.gamma": ("norm", 9),
+    "vision_model.embeddings.position_embedding.weight": ("embedding", None),
+    "vision_model.encoder.layers.0.self_attn.out_proj.weight": ("attention", 0),
+    "vision_model.encoder.layers.0.layer_norm1.weight": ("norm", 0),
+    "vision_model.encoder.layers.0.mlp.fc2.bias": ("mlp", 0),
+    "vision_model.pre_layrnorm.weight": ("norm", None),
+    "vision_model.post_layernorm.weight": ("norm", None),
+    "visual.transformer.resblocks.0.attn.in_proj_weight": ("attention", 0),
+    "visual.transformer.resblocks.0.attn.in_proj_bias": ("attention", 0),
+    "visual.transformer.resblocks.0.attn.out_proj.weight": ("attention", 0),
+    "visual.transformer.resblocks.23.ln_2.weight": ("norm", 23),
+    "visual.transformer.resblocks.23.mlp.c_fc.weight": ("mlp", 23),
+    "visual.ln_pre.weight": ("norm", None),
+    "visual.conv1.weight": ("embedding", None),
+    "visual.proj": ("embedding", None),
+    "positional_embedding": ("embedding", None),
+    "logit_scale": ("embedding", None),
+    "h.0.attn.c_attn.weight": ("attention", 0),
+    "transformer.h.10.mlp.c_proj.weight": ("mlp", 10),
+    "transformer.h.10.ln_1.weight": ("norm", 10),
+    "transformer.ln_f.weight": ("norm", None),
+    "transformer.wte.weight": ("embedding", None),
+    "model.layers.30.self_attn.q_norm.weight": ("norm", 30),
+    "model.layers.30.mlp.gate_proj.weight": ("mlp", 30),
+    "model.layers.30.input_layernorm.weight": ("norm", 30),
+    "model.embed_tokens.weight": ("embedding", None),
+    "decoder.block.2.layer.1.EncDecAttention.k.weight": ("attention", 2),
+    "encoder.block.2.layer.1.DenseReluDense.wo.weight": ("mlp", 2),
+    "encoder.block.2.layer.1.layer_norm.weight": ("norm", 2),
+    "encoder.block.2.layer.0.SelfAttention.k.ia3_l": ("attention", 2),
+    "encoder.block.2.layer.1.DenseReluDense.wo.ia3_l": ("mlp", 2),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_role_and_depth_of_names_on_disk(name: str) -> None:
+    assert (role_of(name), depth_of(name)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_components_partition_every_layout(
+    layout: str, granularity: str, tiny_family: Callable[[str], TinyFamily]
+) -> None:
+    names = list(_names(tiny_family(layout)))
+    components = decompose(names, granularity)
+    assert sorted(name for component in components for name in component.tensors) == sorted(names)
+    assert all(component.tensors == tuple(sorted(component.tensors)) for component in components)
+    assert len({component.name for component in components}) == len(components)
+    random.Random(0).shuffle(names)
+    assert decompose(names, granularity) == components
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_papers_granularity_gives_four_components(layout: str, tiny_family: Callable[[str], TinyFamily]) -> None:
+    components = decompose(_names(tiny_family(layout)), "type")
+    assert tuple(component.name for component in components) == ROLES
+    assert {role_of(name) for name in components[0].tensors} == {"embedding"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layer_gives_a_stem_and_one_component_per_block(layout: str, tiny_family: Callable[[str], TinyFamily]) -> None:
+    components = decompose(_names(tiny_family(layout)), "layer")
+    assert [component.name for component in components] == ["stem", *(f"layer.{depth}" for depth in range(LAYERS))]
+    assert {depth_of(name) for name in components[0].tensors} == {None}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(list(GOLDEN)), unique=True), st.sampled_from(GRANULARITIES), st.integers(1, 5))
+def test_any_subset_of_names_is_partitioned(names: list[str], granularity: str, stages: int) -> None:
+    components = decompose(names, granularity, stages=stages)
+    assert sorted(name for component in components for name in component.tensors) == sorted(names)
+    assert all(component.tensors for component in components)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, unique=True), st.integers(1, 8))
+def test_stages_are_contiguous_and_none_is_empty(depths: list[int], stages: int) -> None:
+    components = decompose([f"encoder.layer.{depth}.mlp.fc1.weight" for depth in depths], "type-stage", stages=stages)
+    assert len(components) == min(stages, len(depths))
+    found = [
+        [depth for name in component.tensors if (depth := depth_of(name)) is not None] for component in components
+    ]
+    assert all(max(earlier) < min(later) for earlier, later in pairwise(found))
+    sizes = [len(part) for part in found]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_norms_outside_the_blocks_join_the_stage_that_they_run_beside() -> None:
+    blocks = [f"visual.transformer.resblocks.{depth}.ln_1.weight" for depth in range(6)]
+    ends = [
+        "visual.ln_pre.weight",
+        "visual.ln_post.weight",
+        "bert.embeddings.LayerNorm.weight",
+        "vit.layernorm.weight",
+    ]
+    first, _, last = decompose([*blocks, *ends], "type-stage", stages=3)
+    assert {"visual.ln_pre.weight", "bert.embeddings.LayerNorm.weight"} < set(first.tensors)
+    assert {"visual.ln_post.weight", "vit.layernorm.weight"} < set(last.tensors)
+
+
+def test_components_come_in_forward_order() -> None:
+    parts = ("attn.c_attn.weight", "mlp.c_fc.weight", "ln_1.weight")
+    names = ["wte.weight", "ln_f.weight", *(f"h.{depth}.{part}" for depth in range(12) for part in parts)]
+    assert [component.name for component in decompose(names, "layer")][:4] == ["stem", "layer.0", "layer.1", "layer.2"]
+    by_layer = [component.name for component in decompose(names, "type-layer")]
+    assert by_layer[:5] == ["embedding", "attention.0", "mlp.0", "norm.0", "attention.1"]
+    assert by_layer[-1] == "norm.11"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kept"),
+    [
+        ("h.0.attn.c_attn.bias", (2304,), True),
+        ("base.k_proj.ia3_l", (768, 1), True),
+        ("base.wo.ia3_l", (1, 768), True),
+        ("vit.embeddings.cls_token", (1, 1, 768), True),
+        ("vit.embeddings.position_embeddings", (1, 197, 768), True),
+        ("visual.positional_embedding", (50, 768), True),
+        ("vision_model.embeddings.position_embedding.weight", (50, 768), True),
+        ("logit_scale", (), True),
+        ("empty", (0,), True),
+        ("bert.embeddings.position_embeddings.weight", (512, 384), False),
+        ("roberta.embeddings.token_type_embeddings.weight", (1, 768), False),
+        ("wpe.weight", (1024, 768), False),
+        ("visual.proj", (768, 512), False),
+        ("visual.conv1.weight", (768, 3, 32, 32), False),
+        ("classifier.weight", (2, 768), False),
+    ],
+)
+def test_what_keeps_full_precision(name: str, shape: tuple[int, ...], kept: bool) -> None:
+    assert keeps_full_precision(name, shape) is kept
+
+
+def test_unknown_granularity_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"'types'.*mean 'type'"):
+        decompose(["wte.weight"], "types")
+    with pytest.raises(RecipeError, match="stages is 0"):
+        decompose(["wte.weight"], "type-stage", stages=0)
+
+
+def _names(family: TinyFamily) -> tuple[str, ...]:
+    with Checkpoint(str(family.base), family.base) as base:
+        return tuple(base.backbone().values())
