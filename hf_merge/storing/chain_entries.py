@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 FORMAT_VERSION = 1
 ORIGIN = "chains.json"
-ROUTER_FILE, HEADS_FILE, CONFIG_FILE = "router.safetensors", "heads.safetensors", "config.json"
+ROUTER_FILE, CONFIG_FILE = "router.safetensors", "config.json"
 SETTINGS_FILES = frozenset(
     {
         CONFIG_FILE,
@@ -106,21 +106,23 @@ class ExpertEntry:
 
 @dataclass(frozen=True)
 class HeadEntry:
-    """A task's head, stored at full precision.
+    """A task's head, stored at full precision in a shard beside the experts, as `heads/<task>/<tensor name>`.
 
     Attributes:
         num_labels: Width of its logits.
         labels: The labels' names in the order of the logits, or None where they have none.
         problem_type: As in transformers: `single_label_classification`, `multi_label_classification` or `regression`.
         tensors: The names of its tensors in the task's own checkpoint.
-        file: The file that holds it: a shard of experts, or `heads.safetensors`.
+        file: The shard that holds it.
+        bytes: Bytes of its tensors in that shard, without the header.
     """
 
     num_labels: int
     labels: tuple[str, ...] | None
     problem_type: str
     tensors: tuple[str, ...]
-    file: str = HEADS_FILE
+    file: str
+    bytes: int
 
 
 @dataclass(frozen=True)

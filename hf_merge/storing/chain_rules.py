@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from hf_merge.errors import LimitExceeded, MalformedChainMap, UnsafeName
 from hf_merge.storing.chain_entries import (
     CONFIG_FILE,
-    HEADS_FILE,
     ORIGIN,
     ROUTER_FILE,
     SETTINGS_FILES,
@@ -55,7 +54,7 @@ def _check_files(chain_map: ChainMap) -> None:
             limit = LIMITS.config_bytes
         elif name in TOKENIZER_FILES:
             limit = LIMITS.tokenizer_bytes
-        elif name in (ROUTER_FILE, HEADS_FILE) or SHARD_NAME.fullmatch(name):
+        elif name == ROUTER_FILE or SHARD_NAME.fullmatch(name):
             continue
         else:
             raise UnsafeName(f"{ORIGIN}: files: '{name}' is no file that a member folder holds.")
@@ -149,21 +148,24 @@ def _check_use(chain_map: ChainMap) -> None:
 
 
 def _check_shards(chain_map: ChainMap) -> None:
-    """Shards numbered without gaps, each used, each large enough for its experts."""
+    """Shards numbered without gaps, each used, each large enough for its experts and heads."""
     held: Counter[str] = Counter()
     for expert in chain_map.experts:
         held[expert.file] += expert.bytes
-    heads = {head.file for head in chain_map.heads.values()}
+    for head in chain_map.heads.values():
+        held[head.file] += head.bytes
     shards = sorted(name for name in chain_map.files if SHARD_NAME.fullmatch(name))
     for number, name in enumerate(shards, start=1):
         expected = f"experts-{number:05}-of-{len(shards):05}.safetensors"
         if name != expected:
             raise _broken("files", f"has '{name}' where '{expected}' must stand: shards are numbered from 1")
-        if name not in held and name not in heads:
+        if name not in held:
             raise _broken(f"files.{name}", "holds no expert and no head")
         length = chain_map.files[name].bytes
         if held[name] >= length:
-            raise _broken(f"files.{name}.bytes", f"is {length}, too few for the {held[name]} bytes of its experts")
+            raise _broken(
+                f"files.{name}.bytes", f"is {length}, too few for the {held[name]} bytes of its experts and heads"
+            )
 
 
 def _check_tasks(chain_map: ChainMap) -> None:
@@ -180,19 +182,17 @@ def _check_tasks(chain_map: ChainMap) -> None:
 
 
 def _check_heads(chain_map: ChainMap) -> None:
-    """As many labels as logits, distinct tensors, and a file that holds them."""
+    """As many labels as logits, distinct tensors, and a shard that holds them."""
     for task, head in chain_map.heads.items():
         place = f"heads.{task}"
         if head.labels is not None and len(head.labels) != head.num_labels:
             raise _broken(f"{place}.labels", f"names {len(head.labels)} labels where num_labels is {head.num_labels}")
         if len(set(head.tensors)) != len(head.tensors):
             raise _broken(f"{place}.tensors", f"the tensor '{_doubled(head.tensors)}' is given twice")
-        if head.file != HEADS_FILE and not SHARD_NAME.fullmatch(head.file):
-            raise _broken(f"{place}.file", f"'{head.file}' is neither '{HEADS_FILE}' nor a shard of experts")
+        if not SHARD_NAME.fullmatch(head.file):
+            raise _broken(f"{place}.file", f"'{head.file}' is no shard of experts and heads")
         if head.file not in chain_map.files:
             raise _broken(f"{place}.file", f"'{head.file}' is not in files, so nothing vouches for its bytes")
-    if HEADS_FILE in chain_map.files and all(head.file != HEADS_FILE for head in chain_map.heads.values()):
-        raise _broken(f"files.{HEADS_FILE}", "holds no head")
 
 
 def _doubled(names: tuple[str, ...] | list[str]) -> str:

@@ -201,7 +201,7 @@ def _chain(field: Field) -> tuple[str, ...]:
 
 
 def _head(field: Field) -> HeadEntry:
-    fields = field.record(("num_labels", "labels", "problem_type", "tensors", "file"))
+    fields = field.record(("num_labels", "labels", "problem_type", "tensors", "file", "bytes"))
     labels = fields["labels"]
     return HeadEntry(
         num_labels=fields["num_labels"].integer(1, LIMITS.labels),
@@ -209,6 +209,7 @@ def _head(field: Field) -> HeadEntry:
         problem_type=fields["problem_type"].choice(PROBLEM_TYPES),
         tensors=_tensor_names(fields["tensors"]),
         file=fields["file"].name(),
+        bytes=fields["bytes"].integer(1),
     )
 
 

@@ -202,7 +202,7 @@ class Journal:
         return start, 0
 
     def _checksum_of(self, line: bytes) -> int | None:
-        """Returns the checksum of a whole line, or None where the line is not what `append` would have written here."""
+        """Returns the checksum of a whole line, or None where `append` would not have written the line here."""
         head, _, _ = line.rpartition(b'"bytes":')
         expected, checksum = _sealed(head.removesuffix(b",") + b"}", self._checksum)
         return checksum if line == expected else None

@@ -4,19 +4,18 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 from hf_merge.errors import CheckpointDamaged, PickleRefused
+from hf_merge.storing import chain_entries
+from hf_merge.storing.chain_entries import CONFIG_FILE
 from hf_merge.storing.strict_json import quote
 
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("preprocessor_config.json", "processor_config.json"),
-)
-SETTINGS_FILES = ("config.json", "generation_config.json", "adapter_config.json", *TOKENIZER_FILES)
+# What a member folder may hold is what a checkpoint's settings are: one list for copying, reading and pulling.
+TOKENIZER_FILES = tuple(sorted(chain_entries.TOKENIZER_FILES | chain_entries.SETTINGS_FILES - {CONFIG_FILE}))
+SETTINGS_FILES = (CONFIG_FILE, "adapter_config.json", *TOKENIZER_FILES)
 WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 MEMBER_FILES = (
-    *("chains.json", "front.json", "recipe.yaml", "README.md", "config.json", *TOKENIZER_FILES),
-    *("experts-*.safetensors", "heads.safetensors", "router.safetensors"),
+    *("chains.json", "front.json", "recipe.yaml", "README.md", CONFIG_FILE, *TOKENIZER_FILES),
+    *("experts-*.safetensors", "router.safetensors"),
 )
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.npz", "*.h5")
 

@@ -53,15 +53,18 @@ def sample() -> ChainMap:
             "qqp": ("attention-a1", "mlp-b1"),
         },
         heads={
-            "sst2": HeadEntry(2, ("négatif", "positif"), "single_label_classification", ("classifier.weight",)),
-            "trec": HeadEntry(6, None, "single_label_classification", ("classifier.weight", "classifier.bias")),
-            "qqp": HeadEntry(1, None, "regression", ("classifier.weight",), SHARDS[1]),
+            "sst2": HeadEntry(
+                2, ("négatif", "positif"), "single_label_classification", ("classifier.weight",), SHARDS[0], 8
+            ),
+            "trec": HeadEntry(
+                6, None, "single_label_classification", ("classifier.weight", "classifier.bias"), SHARDS[0], 24
+            ),
+            "qqp": HeadEntry(1, None, "regression", ("classifier.weight",), SHARDS[1], 4),
         },
         files={
             "config.json": FileEntry(digest, 600),
             SHARDS[0]: FileEntry(digest, 1000),
             SHARDS[1]: FileEntry(digest, 900),
-            "heads.safetensors": FileEntry(digest, 50),
             "router.safetensors": FileEntry(digest, 60),
             "tokenizer.json": FileEntry(digest, 70),
             "merges.txt": FileEntry(digest, 0),

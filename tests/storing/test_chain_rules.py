@@ -69,8 +69,8 @@ BREACHES: dict[str, tuple[Edit, str]] = {
         "experts[2].method: must be null for a single",
     ),
     "expert in no shard": (
-        put("experts", 0, "file", value="heads.safetensors"),
-        "'heads.safetensors' is no shard of experts",
+        put("experts", 0, "file", value="router.safetensors"),
+        "'router.safetensors' is no shard of experts",
     ),
     "expert's file without digest": (
         put("experts", 0, "file", value="experts-00009-of-00009.safetensors"),
@@ -110,13 +110,12 @@ BREACHES: dict[str, tuple[Edit, str]] = {
     ),
     "head in a strange file": (
         put("heads", "sst2", "file", value="config.json"),
-        "heads.sst2.file: 'config.json' is neither",
+        "heads.sst2.file: 'config.json' is no shard of experts and heads",
     ),
     "head's file without digest": (
-        drop("files", "heads.safetensors"),
-        "heads.sst2.file: 'heads.safetensors' is not in files",
+        put("heads", "sst2", "file", value="experts-00009-of-00009.safetensors"),
+        "heads.sst2.file: 'experts-00009",
     ),
-    "heads' file without heads": (both(put("heads", value={})), "files.heads.safetensors: holds no head"),
     "no config": (drop("files", "config.json"), "files: lacks 'config.json'"),
     "shards with a gap": (
         lambda map_: map_["files"].update({"experts-00004-of-00003.safetensors": FILE}),
@@ -127,8 +126,8 @@ BREACHES: dict[str, tuple[Edit, str]] = {
         f"files.{SHARDS[1]}: holds no expert and no head",
     ),
     "shard too small": (
-        put("files", SHARDS[0], "bytes", value=200),
-        "is 200, too few for the 200 bytes of its experts",
+        put("files", SHARDS[0], "bytes", value=232),
+        "is 232, too few for the 232 bytes of its experts and heads",
     ),
     "chains empty": (put("chains", value={}), "chains: is empty"),
 }
@@ -152,15 +151,15 @@ def test_every_message_is_of_its_own() -> None:
 
 
 def test_a_model_without_heads_is_allowed() -> None:
-    edit = both(put("heads", value={}), drop("files", "heads.safetensors"))
-    assert chains.parse(edited(edit)).heads == {}
+    assert chains.parse(edited(put("heads", value={}))).heads == {}
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "modeling_evil.py", "pytorch_model.bin", "model.safetensors", "README.md", "chains.json", "Config.json",
-        "config.json.", "experts-1-of-2.safetensors", "experts-00001-of-00001.safetensors.part", "CON", "NUL.json",
+        "config.json.", "heads.safetensors", "experts-1-of-2.safetensors", "CON", "NUL.json",
+        "experts-00001-of-00001.safetensors.part",
     ],
 )  # fmt: skip
 def test_files_of_any_other_name_are_refused(name: str) -> None:
@@ -209,4 +208,5 @@ def test_one_shard_is_numbered_too() -> None:
         map_["files"][single] = FILE | {"bytes": 2000}
 
     moves = [put("experts", index, "file", value=single) for index in range(3)]
-    assert chains.parse(edited(both(edit, *moves, put("heads", "qqp", "file", value=single))))
+    moves += [put("heads", task, "file", value=single) for task in ("sst2", "trec", "qqp")]
+    assert chains.parse(edited(both(edit, *moves)))

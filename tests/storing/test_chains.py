@@ -76,7 +76,7 @@ def chain_maps(draw: st.DrawFn) -> ChainMap:
     names = [f"experts-{index + 1:05}-of-{shards:05}.safetensors" for index in range(shards)]
     with_heads = draw(st.booleans())
     labels_of = {task: draw(st.none() | st.lists(LABELS, min_size=2, max_size=2).map(tuple)) for task in tasks}
-    heads = {task: HeadEntry(2, labels_of[task], "regression", ("w",), names[0]) for task in tasks if with_heads}
+    heads = {task: HeadEntry(2, labels_of[task], "regression", ("w",), names[0], 4) for task in tasks if with_heads}
     digest = draw(st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
     return ChainMap(
         id=draw(NAMES),

@@ -344,7 +344,7 @@ class TestJournal:
     ) -> None:
         content = b'%s,"bytes":%d,"crc32":"%08x"}\n' % (data[:-1], len(data), zlib.crc32(data))
         (tmp_path / "j").write_bytes(content)
-        with pytest.raises(RunFolderError, match="line 1: is no valid JSON|line 1: the key .* is given twice"):
+        with pytest.raises(RunFolderError, match=r"line 1: is no valid JSON|line 1: the key .* is given twice"):
             Journal(tmp_path / "j")
         assert (tmp_path / "j").read_bytes() == content
 

@@ -1,7 +1,7 @@
 """`front.json`: what `dump` writes `parse` reads, and nothing else is taken; budgets choose the best that fits."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,16 @@ def point(
     return FrontPoint(name, cost, performance, performance / 0.9, {"sst2": performance, "trec": performance}, grouping)
 
 
+def turned(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: mapping[key] for key in reversed(list(mapping))}
+
+
 def sample() -> Front:
     return Front(
         base="org/base",
         revision="0123456789" * 4,
+        base_sha256="1f" * 32,
+        task_sha256={"sst2": "2e" * 32, "trec": "3d" * 32},
         parameters=22_713_216,
         granularity="type",
         components=("attention", "mlp"),
@@ -56,11 +62,14 @@ def sample() -> Front:
     )
 
 
+DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+
+
 @st.composite
 def any_fronts(draw: st.DrawFn) -> Front:
     tasks = draw(st.dictionaries(NAMES, TEXTS, min_size=1, max_size=4))
     components = tuple(draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)))
-    scores = st.fixed_dictionaries({task: NUMBERS for task in tasks})
+    scores = st.fixed_dictionaries(dict.fromkeys(tasks, NUMBERS))
     partitions = st.lists(st.integers(0, 3), min_size=len(tasks), max_size=len(tasks)).map(canonical)
     groupings = st.tuples(*(partitions for _ in components))
     choices = st.dictionaries(NAMES.filter(lambda key: key != "name"), NUMBERS | NAMES, max_size=3)
@@ -69,6 +78,8 @@ def any_fronts(draw: st.DrawFn) -> Front:
     return Front(
         base=draw(TEXTS),
         revision=draw(st.none() | st.from_regex(r"[0-9a-f]{40}", fullmatch=True)),
+        base_sha256=draw(DIGESTS),
+        task_sha256=draw(st.fixed_dictionaries(dict.fromkeys(tasks, DIGESTS))),
         parameters=draw(st.integers(1, 2**60)),
         granularity="type-stage",
         components=components,
@@ -98,9 +109,9 @@ def test_equal_fronts_are_equal_bytes(tmp_path: Path) -> None:
     first = sample()
     second = replace(
         first,
-        codec=dict(reversed(first.codec.items())),
-        individual=dict(reversed(first.individual.items())),
-        points=tuple(replace(entry, scores=dict(reversed(entry.scores.items()))) for entry in first.points),
+        codec=turned(first.codec),
+        individual=turned(first.individual),
+        points=tuple(replace(entry, scores=turned(entry.scores)) for entry in first.points),
     )
     assert fronts.dump(second) == fronts.dump(first)
     (tmp_path / "front.json").write_bytes(fronts.dump(first))

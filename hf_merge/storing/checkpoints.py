@@ -1,0 +1,331 @@
+"""A base and its fine-tunes on disk: opened by header, aligned by name, read tensor by tensor.
+
+Nothing here knows an architecture. A checkpoint's *trunk* is the first path segment that holds every block and every
+embedding (`bert.`, `vit.`, `transformer.`), or nothing where there is no such segment; what lies outside the trunk is
+the task's head. Backbones are aligned by their names inside the trunk and spoken of by the base's names on disk; in
+memory nothing is renamed. Whatever does not fit is found in configurations and headers, before a weight is read.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from hf_merge.errors import CheckpointDamaged, ModelMismatch
+from hf_merge.merging.components import Shape, depth_of
+from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.shards import find_shards
+from hf_merge.storing.strict_json import quote, read_json
+from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+_EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
+_BUFFER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|num_batches_tracked)$|\.attn\.(bias|masked_bias)$")
+_TIED = re.compile(r"(^|\.)(lm_head|embed_tokens|embed_out|decoder)\.weight$")
+_SOURCE = re.compile(r"(^|\.)(shared|wte|word_embeddings|embed_tokens)\.weight$")
+# What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
+_STRUCTURE = frozenset(
+    {
+        "activation", "activation_function", "d_ff", "d_kv", "d_model", "dim", "head_dim", "hidden_act",
+        "hidden_dim", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps",
+        "layer_norm_epsilon", "max_position_embeddings", "mlp_ratio", "model_type", "n_embd", "n_head",
+        "n_heads", "n_inner", "n_layer", "n_layers", "n_positions", "num_attention_heads", "num_channels",
+        "num_heads", "num_hidden_layers", "num_key_value_heads", "num_layers", "patch_size",
+        "position_embedding_type", "rms_norm_eps", "rope_theta", "type_vocab_size", "vocab_size",
+    }
+)  # fmt: skip
+_SHOWN = 5
+
+
+class Checkpoint:
+    """A checkpoint folder opened for reading: its configuration, its headers, and its tensors on demand.
+
+    Attributes:
+        source: The Hub id or path that the user gave.
+        revision: The commit it is pinned to, or None for a local folder.
+        folder: Where it lies.
+        config: Its `config.json`.
+        specs: What its headers say, by name on disk; buffers and tied copies left out.
+        trunk: The first path segment of its backbone with the dot, or the empty string.
+    """
+
+    def __init__(self, source: str, folder: Path, revision: str | None = None) -> None:
+        self.source, self.folder, self.revision = source, folder, revision
+        self.config: dict[str, Any] = _read_config(folder, source)
+        self._files: list[SafetensorsFile] = []
+        self._home: dict[str, tuple[SafetensorsFile, TensorSpec]] = {}
+        try:
+            self._open_shards()
+        except BaseException:
+            self.close()
+            raise
+        everything = {name: spec for name, (_, spec) in self._home.items()}
+        self.specs: dict[str, TensorSpec] = _weights(everything, self.config)
+        self.trunk = trunk_of(self.specs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes every file; reading afterwards is an error."""
+        for file in self._files:
+            file.close()
+
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """Returns the tensor `name` as float32, in `out` where it is given (same number of elements, contiguous)."""
+        file, spec = self._home[name]
+        return file.read_float32(spec.name, out)
+
+    def digest(self) -> str:
+        """Returns the SHA-256 over its weight files, in the order of their names."""
+        joined = hashlib.sha256()
+        for name in sorted(self._files):
+            joined.update(bytes.fromhex(sha256_of(self._files[name].path)))
+        return joined.hexdigest()
+
+    def backbone(self) -> dict[str, str]:
+        """Returns the trunk's tensors: name inside the trunk to name on disk."""
+        return {name[len(self.trunk) :]: name for name in self.specs if name.startswith(self.trunk)}
+
+    def outside(self) -> tuple[str, ...]:
+        """Returns the names on disk of the tensors outside the trunk: the head."""
+        return tuple(name for name in self.specs if not name.startswith(self.trunk))
+
+    def _open_shards(self) -> None:
+        shards = find_shards(self.folder, self.source)
+        for path in shards.paths:
+            opened = SafetensorsFile(path)
+            self._files.append(opened)
+            found = {_present(name): (opened, spec) for name, spec in opened.specs.items()}
+            doubled = self._home.keys() & found.keys()
+            if doubled or len(found) < len(opened.specs):
+                raise CheckpointDamaged(
+                    f"{self.source}: {path.name} holds a tensor for the second time. Save it anew."
+                )
+            self._home |= found
+        for name, file in shards.index.items():
+            held = self._home.get(_present(name))
+            if held is None or held[0].path.name != file:
+                raise CheckpointDamaged(
+                    f"{self.source}: the index promises {quote(name)} in {file}, which does not hold it. "
+                    "Fetch or copy the folder again."
+                )
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """One task's checkpoint, aligned with the base.
+
+    Attributes:
+        task: The task's name.
+        checkpoint: The opened checkpoint.
+        names: The base's name on disk to this checkpoint's name on disk, for every backbone tensor.
+        head: This checkpoint's names on disk of the tensors that are kept per task.
+    """
+
+    task: str
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+    head: tuple[str, ...]
+
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """Returns the backbone tensor that the base calls `name`, as float32, in `out` where it is given."""
+        return self.checkpoint.read(self.names[name], out)
+
+    def head_parameters(self) -> int:
+        """Returns the number of parameters of the head."""
+        return sum(self.checkpoint.specs[name].numel for name in self.head)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and its fine-tunes, checked and aligned.
+
+    Attributes:
+        base: The opened base.
+        tasks: The aligned fine-tunes, in the recipe's order, by task name.
+        shapes: The shape of every backbone tensor that all fine-tunes have, by the base's name on disk.
+        parameters: d, the parameters of the base backbone as saved.
+    """
+
+    base: Checkpoint
+    tasks: Mapping[str, FineTuned]
+    shapes: Mapping[str, Shape]
+    parameters: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.base.close()
+        for tuned in self.tasks.values():
+            tuned.checkpoint.close()
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of every checkpoint: `base`, and `task <name>` for each task."""
+        return {"base": self.base.digest()} | {
+            f"task {name}": tuned.checkpoint.digest() for name, tuned in self.tasks.items()
+        }
+
+    def head_parameters(self) -> int:
+        """Returns the parameters of all heads together; all of them are trained per task."""
+        return sum(tuned.head_parameters() for tuned in self.tasks.values())
+
+
+def align(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Family:
+    """Returns the base and its fine-tunes aligned by name.
+
+    Args:
+        base: The opened base.
+        tuned: The opened fine-tuned checkpoints by task name.
+
+    Raises:
+        ModelMismatch: They are not fine-tunes of one base; every clash is listed.
+    """
+    clashes = check_mergeable(base, tuned)
+    if clashes:
+        raise ModelMismatch("These checkpoints cannot be merged:\n  " + "\n  ".join(clashes))
+    inside = base.backbone()
+    common = [key for key in inside if all(key in checkpoint.backbone() for checkpoint in tuned.values())]
+    tasks = {}
+    for task, checkpoint in tuned.items():
+        own = checkpoint.backbone()
+        heads = checkpoint.outside() + tuple(own[key] for key in own if key not in inside)
+        tasks[task] = FineTuned(task, checkpoint, {inside[key]: own[key] for key in common}, heads)
+    shapes = {inside[key]: base.specs[inside[key]].shape for key in common}
+    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in inside.values()))
+
+
+def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[str]:
+    """Returns one line per clash between the base and its fine-tunes, empty if none; no weight is read."""
+    place = f"base ({base.source})"
+    clashes = list(_unusable(base, place))
+    if not any(depth_of(name) is not None for name in base.specs):
+        clashes.append(f"{place}: no tensor belongs to a block, so nothing can be cut; is it a transformer?")
+    for task, checkpoint in tuned.items():
+        place = f"task '{task}' ({checkpoint.source})"
+        clashes += _unusable(checkpoint, place)
+        clashes += _config_clashes(base.config, checkpoint.config, place)
+        if checkpoint.config["model_type"] == base.config["model_type"]:
+            clashes += _name_clashes(base, checkpoint, place)
+            clashes += _shape_clashes(base, checkpoint, place)
+    return clashes + list(_uneven(base, tuned))
+
+
+def trunk_of(names: Iterable[str]) -> str:
+    """Returns the trunk of a checkpoint with its dot (`bert.`), or the empty string where it has none.
+
+    The trunk is the first path segment that holds every block and every embedding; a head never does.
+    """
+    core = [name for name in names if depth_of(name) is not None or _EMBEDDING.search(name)]
+    first = {name.split(".", 1)[0] for name in core}
+    if len(first) != 1 or not any(_EMBEDDING.search(name.split(".", 1)[1]) for name in core if "." in name):
+        return ""
+    return f"{first.pop()}."
+
+
+def _read_config(folder: Path, source: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointDamaged(f"{source}: there is no config.json in {folder}; give the folder of a whole model.")
+    config = read_json(path, LIMITS.config_bytes)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointDamaged(f"{source}: config.json names no model_type, so the architecture is unknown.")
+    return config
+
+
+def _present(name: str) -> str:
+    """Returns the name that transformers gives a tensor today: old checkpoints have norms with gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _weights(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """Returns the specs without buffers (which the model computes itself) and without copies of a tied embedding."""
+    kept = {name: spec for name, spec in specs.items() if not _BUFFER.search(name)}
+    if not config.get("tie_word_embeddings", True):
+        return kept
+    sources = sorted((name for name in kept if _SOURCE.search(name)), key=lambda name: ("shared" not in name, name))
+    tied = {
+        name
+        for name in kept
+        if sources and name != sources[0] and _TIED.search(name) and kept[name].shape == kept[sources[0]].shape
+    }
+    return {name: spec for name, spec in kept.items() if name not in tied}
+
+
+def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
+    """Yields what makes a checkpoint's weights unusable whatever the others are."""
+    if "quantization_config" in checkpoint.config:
+        yield f"{place}: the weights are quantised (quantization_config); dequantise and save them first"
+    others = [name for name in checkpoint.backbone().values() if checkpoint.specs[name].dtype not in FLOATS]
+    if others:
+        dtypes = sorted({checkpoint.specs[name].dtype for name in others})
+        yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {_some(others)}"
+
+
+def _config_clashes(base: Mapping[str, Any], tuned: Mapping[str, Any], place: str) -> Iterator[str]:
+    first, second = _structure(base), _structure(tuned)
+    for key in sorted(first.keys() & second.keys()):
+        if first[key] != second[key]:
+            yield f"{place}: {key} is {second[key]!r:.80} where the base has {first[key]!r:.80}"
+
+
+def _structure(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings that must be equal, those of `vision_config` and its like among them, by dotted path."""
+    found = {f"{prefix}{key}": value for key, value in config.items() if key in _STRUCTURE}
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, Mapping) and not prefix:
+            found |= _structure(value, f"{key}.")
+    return found
+
+
+def _name_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
+    inside, own = base.backbone(), tuned.backbone()
+    missing = [inside[key] for key in inside if key not in own and not _is_pooler(key)]
+    extra = [own[key] for key in own if key not in inside and not _is_pooler(key)]
+    for names, what in ((missing, "the base has and it lacks"), (extra, "it has and the base lacks")):
+        if names:
+            yield f"{place}: backbone tensors that {what}: {_some(names)}"
+
+
+def _shape_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
+    inside, own = base.backbone(), tuned.backbone()
+    pairs = [(base.specs[inside[key]], tuned.specs[own[key]]) for key in inside if key in own]
+    different = [(first, second) for first, second in pairs if first.shape != second.shape]
+    for first, second in different[:_SHOWN]:
+        shapes = f"{list(second.shape)} where the base has {list(first.shape)}"
+        yield f"{place}: '{second.name}' has shape {shapes}"
+    if len(different) > _SHOWN:
+        yield f"{place}: and {len(different) - _SHOWN} more tensors of other shapes"
+
+
+def _uneven(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Iterator[str]:
+    """Yields a line per pooler tensor of the base that some fine-tunes have and others lack."""
+    for key in (key for key in base.backbone() if _is_pooler(key)):
+        having = [task for task, checkpoint in tuned.items() if key in checkpoint.backbone()]
+        if having and len(having) < len(tuned):
+            lacking = [task for task in tuned if task not in having]
+            yield f"'{key}' is in {_some(having)} but not in {_some(lacking)}"
+
+
+def _is_pooler(name: str) -> bool:
+    """Returns whether a tensor is a pooler's, the one backbone part that task classes may leave out or add."""
+    return "pooler" in name.split(".")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"

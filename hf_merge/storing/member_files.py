@@ -1,0 +1,135 @@
+"""The files of a member folder, whatever they hold: names, digests, emptying a folder, copying settings.
+
+A folder with `chains.json` is a member; so the map is the first file to go when a member is replaced, and the last to
+come.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hf_merge.errors import LimitExceeded, RunFolderError
+from hf_merge.storing import disk
+from hf_merge.storing.chain_entries import (
+    CONFIG_FILE,
+    ROUTER_FILE,
+    SETTINGS_FILES,
+    SHARD_NAME,
+    TOKENIZER_FILES,
+    FileEntry,
+)
+from hf_merge.storing.durable import atomic_file, sweep_partials, write_atomic
+from hf_merge.storing.limits import LIMITS, MIB
+from hf_merge.storing.strict_json import dumps
+from hf_merge.storing.tensors import sha256_of
+
+
+MAP_FILE, CARD_FILE = "chains.json", "README.md"
+# What a tokenizer or processor is read from; the model's configuration is our own, and nothing is generated yet.
+COPIED_FILES = frozenset((SETTINGS_FILES | TOKENIZER_FILES) - {CONFIG_FILE, "generation_config.json"})
+_UNFINISHED_SHARD = re.compile(r"experts-[0-9]{5}\.part")
+_COPY_BYTES = 4 * MIB
+
+
+def unfinished_shard(folder: Path, number: int) -> Path:
+    """Returns what a shard is called until it is known how many there are."""
+    return folder / f"experts-{number:05}.part"
+
+
+def empty_folder(folder: Path) -> None:
+    """Makes `folder` if need be, and removes the member, whole or not, that it holds.
+
+    Raises:
+        RunFolderError: The folder holds something that is no member of ours; nothing was removed.
+        ResourceError: The disk refused.
+    """
+    with disk.naming(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            disk.sync_folder(path.parent)
+    sweep_partials(folder)
+    with disk.naming(folder):
+        names = sorted(path.name for path in folder.iterdir())
+        foreign = _foreign(names)
+        if foreign is not None:
+            raise RunFolderError(
+                f"{folder} holds '{foreign}', which hf-merge did not write. Choose a new or empty folder."
+            )
+        # Without the map it is no member, and by its shards, which go last, we know it for ours.
+        for name in sorted(names, key=lambda name: (name != MAP_FILE, _is_shard(name))):
+            disk.unlink(folder / name)
+            if name == MAP_FILE:
+                disk.sync_folder(folder)
+
+
+def write_settings(folder: Path, config: Mapping[str, object], sources: Sequence[Path]) -> list[str]:
+    """Writes `config.json`, and the tokenizer or processor files of the first of `sources` that has any.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        LimitExceeded: A file is larger than its kind may be.
+        ResourceError: The disk refused.
+    """
+    write_atomic(folder / CONFIG_FILE, dumps(config, indent=2))
+    found = ((source, sorted(name for name in COPIED_FILES if (source / name).is_file())) for source in sources)
+    source, names = next(((source, names) for source, names in found if names), (folder, []))
+    for name in names:
+        limit = LIMITS.config_bytes if name in SETTINGS_FILES else LIMITS.tokenizer_bytes
+        if (source / name).stat().st_size > limit:
+            raise LimitExceeded(f"{source / name}: more than the {limit} bytes that a member's {name} may have.")
+        copy_file(source / name, folder / name)
+    return [CONFIG_FILE, *names]
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file so that `target` is whole or not there.
+
+    Raises:
+        ResourceError: The disk refused.
+    """
+    with disk.naming(source), source.open("rb") as reader, atomic_file(target) as writer:
+        shutil.copyfileobj(reader, writer, _COPY_BYTES)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Returns what the map promises of a file: its SHA-256 and its length.
+
+    Raises:
+        CheckpointDamaged: The file cannot be read.
+    """
+    return FileEntry(sha256_of(path), path.stat().st_size)
+
+
+def find_difference(path: Path, entry: FileEntry) -> str | None:
+    """Returns how a file differs from what the map promises (the end of a sentence), or None where it does not.
+
+    Raises:
+        CheckpointDamaged: The file cannot be read.
+    """
+    if not path.is_file():
+        return f"is missing where {MAP_FILE} promises {entry.bytes} bytes"
+    length = path.stat().st_size
+    if length != entry.bytes:
+        return f"has {length} bytes where {MAP_FILE} promises {entry.bytes}"
+    digest = sha256_of(path)
+    if digest != entry.sha256:
+        return f"has SHA-256 {digest[:16]}... where {MAP_FILE} promises {entry.sha256[:16]}..."
+    return None
+
+
+def _foreign(names: Iterable[str]) -> str | None:
+    """Returns a name that shows a folder not to be ours, or None where it is empty or holds what a member holds."""
+    ours = {MAP_FILE, CARD_FILE, CONFIG_FILE, ROUTER_FILE} | COPIED_FILES
+    names = list(names)
+    strange = next((name for name in names if name not in ours and not _is_shard(name)), None)
+    if strange is None and names and MAP_FILE not in names and not any(map(_is_shard, names)):
+        return names[0]
+    return strange
+
+
+def _is_shard(name: str) -> bool:
+    return SHARD_NAME.fullmatch(name) is not None or _UNFINISHED_SHARD.fullmatch(name) is not None

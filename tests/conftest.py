@@ -1,0 +1,64 @@
+"""What every test gets: an environment without network, one thread, and families of tiny models."""
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+
+# Read by torch, huggingface_hub and datasets while they are imported, so it must stand before the imports below.
+_HOME = tempfile.mkdtemp(prefix="hf-merge-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {
+    "HF_HOME": _HOME,
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_ASSETS_CACHE",
+):
+    os.environ.pop(_name, None)
+
+from tests.tiny_models import TinyFamily, build_family  # noqa: E402
+
+
+_LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
+_connect = socket.socket.connect
+
+
+def _connect_to_loopback(self: socket.socket, address: Any) -> None:
+    host = str(address[0]) if self.family in (socket.AF_INET, socket.AF_INET6) else "localhost"
+    if not host.startswith(_LOOPBACK):
+        raise OSError(f"a test tried to reach {host}; tests talk to loopback only")
+    _connect(self, address)
+
+
+socket.socket.connect = _connect_to_loopback  # type: ignore[assignment, method-assign]
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyFamily]:
+    """Returns a function from a layout (`tests.tiny_models.LAYOUTS`) to its family: built once, not to be changed."""
+
+    @cache
+    def build(layout: str) -> TinyFamily:
+        return build_family(layout, tmp_path_factory.mktemp(f"{layout}-family"))
+
+    return build
