@@ -164,7 +164,9 @@ class Recipe(_Section):
         try:
             text = path.read_bytes()[: MAX_RECIPE_BYTES + 1]
         except OSError as error:
-            raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+            raise RecipeError(
+                f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file."
+            ) from error
         if len(text) > MAX_RECIPE_BYTES:
             raise RecipeError(f"The recipe {path} is larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
         try:
@@ -181,7 +183,9 @@ class Recipe(_Section):
             RecipeError: The document breaks a rule; every broken rule is listed.
         """
         if not isinstance(document, dict):
-            raise RecipeError(f"{origin} holds {type(document).__name__} where a mapping with 'base' and 'tasks' is needed.")
+            raise RecipeError(
+                f"{origin} holds {type(document).__name__} where a mapping with 'base' and 'tasks' is needed."
+            )
         try:
             return cls.model_validate(document)
         except ValidationError as error:

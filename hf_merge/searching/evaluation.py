@@ -98,6 +98,7 @@ class ExpertBuilder:
         self._limit_bytes, self._held_bytes = limit_bytes, 0
         self._kept: OrderedDict[ExpertKey, Expert] = OrderedDict()
         self._measured: dict[str, float] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
         self._remembered: dict[str, float] = {}
 
     def chain(self, grouping: Grouping, task: str) -> Chain:
@@ -128,9 +129,16 @@ class ExpertBuilder:
         component = self._by_name[key.component]
         expert = build_expert(key, component, self.family.shapes, self.family.base, self.family.tasks)
         self.built += 1
+        if key.method is not None:
+            quantised = sum(f"{name}.scale" in expert.tensors for name in component.tensors)
+            self._ranges[key.id] = len(expert.wider), quantised + len(expert.refused)
         self._measured[key.id] = expert.parameters
         self._keep(expert)
         return expert
+
+    def widened(self) -> tuple[int, int]:
+        """Returns how many quantisable tensors merging made wider than their sources (Eq. 6), and of how many."""
+        return sum(wider for wider, _ in self._ranges.values()), sum(count for _, count in self._ranges.values())
 
     def cost(self, grouping: Grouping) -> float:
         """Returns C: exact for experts built before, and as if every tensor passes the criterion for the others."""

@@ -73,7 +73,9 @@ class Archive:
     def front(self) -> list[Measured]:
         """Returns the non-dominated configurations, by rising cost."""
         costs, performances = zip(*(entry.objectives for entry in self.measured), strict=True)
-        return sorted((self.measured[index] for index in non_dominated(costs, performances)), key=lambda entry: entry.objectives)
+        return sorted(
+            (self.measured[index] for index in non_dominated(costs, performances)), key=lambda entry: entry.objectives
+        )
 
 
 class Evaluates(Protocol):

@@ -1,0 +1,249 @@
+"""The command line: words in, words and exit codes out. Data go to stdout, progress and messages to stderr.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from hf_merge import __version__
+from hf_merge.errors import HfMergeError
+
+
+app = typer.Typer(
+    name="hf-merge",
+    help="Merge fine-tunes of one base model component by component, and serve the result under a storage budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Parameters = ParamSpec("Parameters")
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Storage limit: 0.5 (of one full-precision base) or 250MB.")
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search wrote.", show_default=False)]
+_INTERRUPTED = 130
+
+
+def _command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Turns errors into one message on stderr and an exit code; a traceback only with `--debug`."""
+
+    @wraps(function)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except HfMergeError as error:
+            _fail(error, error.exit_code, bool(kwargs.get("debug")))
+        except KeyboardInterrupt as error:
+            _fail(error, _INTERRUPTED, bool(kwargs.get("debug")), "Interrupted; a search continues with --resume.")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def _fail(error: BaseException, code: int, debug: bool, message: str | None = None) -> None:
+    if debug:
+        raise error
+    typer.echo(f"Error: {message or error}", err=True)
+    raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"hf-merge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@_command
+def plan(recipe: RecipePath, as_json: Json = False, debug: Debug = False) -> None:
+    """Show what a search will merge, store and need, from configurations and headers alone."""
+    from hf_merge.recipe import Recipe
+    from hf_merge.workflow import plan as planning
+    from hf_merge.workflow.tables import plan_table
+
+    found = planning.plan(Recipe.load(recipe))
+    _print(planning.as_json(found) if as_json else plan_table(found))
+
+
+@app.command()
+@_command
+def search(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option("--out", help="The run folder to write.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search the Pareto front of storage against performance."""
+    from hf_merge.recipe import Recipe
+    from hf_merge.workflow.search import search as run
+    from hf_merge.workflow.tables import front_json, front_table
+
+    _show_messages()
+    front = run(Recipe.load(recipe), out, resume=resume)
+    _print(front_json(front) if as_json else front_table(front))
+
+
+@app.command()
+@_command
+def build(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the family here instead of into RUN.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", help="Build only this configuration; repeatable.")
+    ] = None,
+    max_configs: Annotated[int | None, typer.Option("--max-configs", help="Thin the front to so many.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write configurations of the front as member folders, and train the router."""
+    from hf_merge.workflow.build import build as write
+
+    _show_messages()
+    folders = write(run, out, configs=config or (), max_configs=max_configs)
+    _print([str(folder) for folder in folders] if as_json else "\n".join(map(str, folders)))
+
+
+@app.command()
+@_command
+def show(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|REPO", help="A run, a family or a member folder.", show_default=False)
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the front of a run, or what a member folder holds."""
+    from hf_merge.workflow.show import show as describe
+
+    document, table = describe(path)
+    _print(document if as_json else table)
+
+
+@app.command()
+@_command
+def predict(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
+    ],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="TEXT|IMAGE...", help="Texts, or image files.", show_default=False)
+    ],
+    budget: Budget = None,
+    task: Annotated[str | None, typer.Option("--task", help="Skip routing.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Route inputs to their experts and print the answers."""
+    from dataclasses import asdict
+
+    from hf_merge.serving.model import MergeModel
+    from hf_merge.workflow.show import read_inputs
+
+    _quiet_libraries()
+    model = MergeModel.from_pretrained(repo, budget=budget)
+    answers = model.predict(read_inputs(model, inputs), task=task)
+    if as_json:
+        _print([{"input": given, **asdict(answer)} for given, answer in zip(inputs, answers, strict=True)])
+    else:
+        _print(
+            "\n".join(
+                f"{a.task}\t{a.label if a.label is not None else '-'}\t{a.score:.4f}\t{g}"
+                for g, a in zip(inputs, answers, strict=True)
+            )
+        )
+
+
+@app.command("eval")
+@_command
+def evaluate(
+    repo: Annotated[Path, typer.Argument(metavar="REPO", help="A run, family or member folder.", show_default=False)],
+    budget: Budget = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe that describes the test rows.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure one configuration on test rows, with the task known and routed."""
+    from hf_merge.workflow.report import evaluate as measure
+    from hf_merge.workflow.tables import scores_json, scores_table
+
+    _show_messages()
+    scores, accuracy = measure(repo, budget, recipe=recipe)
+    _print(scores_json(scores, accuracy) if as_json else scores_table(scores, accuracy))
+
+
+@app.command()
+@_command
+def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
+    """Measure the whole front and both controls on test rows, and draw the Pareto plot."""
+    from dataclasses import asdict
+
+    from hf_merge.workflow.report import report as measure
+    from hf_merge.workflow.tables import report_table
+
+    _show_messages()
+    found = measure(run)
+    _print(asdict(found) if as_json else report_table(found))
+
+
+@app.command()
+@_command
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where everything lands.")] = Path("runs/demo"),
+    debug: Debug = False,
+) -> None:
+    """Fine-tune five assistants on data that is shipped, merge them, and serve them under a budget."""
+    from hf_merge.workflow.demo import run_demo
+
+    _show_messages()
+    run_demo(out)
+
+
+def main() -> None:
+    """Runs the command line; what no one foresaw is one line as well, unless `--debug` asks for the traceback."""
+    if "--debug" not in sys.argv:
+        sys.excepthook = _report_bug
+    app()
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """Prints an unforeseen error in one line; Python then exits with 1."""
+    print(
+        f"Error: unexpected {kind.__name__}: {error}\nThis is a bug in hf-merge: please report it with the output of --debug.",
+        file=sys.stderr,
+    )
+
+
+def _print(document: Any) -> None:
+    print(document if isinstance(document, str) else json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _show_messages() -> None:
+    """Shows our own warnings on stderr, and keeps other libraries' bars and notices away."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    logging.getLogger("hf_merge").setLevel(logging.INFO)
+    _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    """Keeps the bars of the Hub's libraries off the terminal; what the user set stays."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,1 @@
+"""A running transformers model, for search and serving alike."""

@@ -1,0 +1,285 @@
+"""Running models put together from a configuration and loose tensors; the only module that imports model classes.
+
+Every tensor is set by reference, so several tasks' models share one set of backbone tensors and swapping an expert
+costs no copy. Tensors are named as on disk.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+
+from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
+from hf_merge.modeling.skeletons import (
+    BlameConfig,
+    Slot,
+    configuration,
+    in_precision,
+    move_buffers,
+    skeleton_config,
+    slots,
+    some,
+)
+from hf_merge.storing.checkpoints import trunk_of
+
+
+__all__ = ["FeatureModel", "Head", "Kind", "TaskModel", "TransformersModel", "skeleton_config"]
+
+Kind = Literal["text", "image"]
+TransformersModel: TypeAlias = PreTrainedModel
+
+_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+_KNOWN = {"text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task's head answers.
+
+    Attributes:
+        num_labels: The width of its logits; 1 is a regression.
+        labels: The label names in order, or None where nobody named them.
+        problem_type: `single_label_classification`, `multi_label_classification` or `regression`, as in transformers;
+            None where nobody said.
+    """
+
+    num_labels: int
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Head":
+        """Returns the head that a fine-tuned checkpoint's configuration declares; two labels where it says nothing.
+
+        Raises:
+            CheckpointDamaged: `id2label` does not name the labels from 0 on, or `num_labels` is no number of labels.
+        """
+        names, problem = config.get("id2label"), config.get("problem_type")
+        if names is None:
+            width = config.get("num_labels", 2)
+            if not isinstance(width, int) or width < 1:
+                raise CheckpointDamaged(f"config.json: num_labels is {width!r:.80}; a head has one label or more.")
+            return cls(width, None, problem)
+        ordered = {str(key): str(name) for key, name in names.items()} if isinstance(names, Mapping) else {}
+        keys = [str(index) for index in range(len(ordered))]
+        if not keys or set(keys) != set(ordered):
+            raise CheckpointDamaged(
+                f"config.json: id2label is {names!r:.80}; it must name the labels 0, 1, 2 and so on."
+            )
+        labels = tuple(ordered[key] for key in keys)
+        return cls(len(labels), None if labels == _unnamed(len(labels)) else labels, problem)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the keys of a configuration that say the same."""
+        names = dict(enumerate(self.labels or _unnamed(self.num_labels)))
+        settings = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+        return settings if self.problem_type is None else settings | {"problem_type": self.problem_type}
+
+
+class TaskModel:
+    """One task's model: its own skeleton and head, and backbone tensors that are set by reference.
+
+    Attributes:
+        module: The transformers model, in evaluation mode.
+        num_labels: The width of its logits.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kind: Kind, head: Head, *, pad_token_id: int | None = None) -> None:
+        """Builds the skeleton; it holds no weights yet.
+
+        Args:
+            config: The base's `config.json`.
+            kind: Whether the task reads text or images.
+            head: What the head answers.
+            pad_token_id: Set where the configuration has none, as decoders with a classification head need it.
+
+        Raises:
+            UnsupportedArchitecture: transformers has no class of this kind for the model type.
+            CheckpointDamaged: The configuration describes no model.
+        """
+        with BlameConfig(config):
+            built = configuration(config, head.settings())
+            if type(built) not in _KNOWN[kind]:
+                raise UnsupportedArchitecture(
+                    f"transformers has no {kind} classification model for the model type '{built.model_type}'."
+                )
+            if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
+                built.pad_token_id = pad_token_id
+            self.module = _empty(_CLASSES[kind], built)
+            self._slots = slots(self.module)
+        self._trunk = trunk_of(self._slots)
+        self._backbone: set[str] = set()
+        self._head_modules: set[nn.Module] = set()
+        self.num_labels = head.num_labels
+        for slot in self._slots.values():
+            slot.clear()
+
+    def set_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets the head's tensors by reference, named as the fine-tuned checkpoint names them on disk.
+
+        Raises:
+            ModelMismatch: A tensor has no place in the model, or another shape.
+        """
+        for name, tensor in tensors.items():
+            self.put(name, tensor)
+            self._head_modules.update(module for module, _ in self._slots[name].places)
+
+    def set_backbone(self, tensors: Mapping[str, Tensor], trunk: str) -> None:
+        """Sets backbone tensors by reference, named as on the base's disk, where the base's trunk is `trunk`.
+
+        Raises:
+            ModelMismatch: A tensor has no place in the model, or another shape.
+        """
+        for name, tensor in tensors.items():
+            own = self._trunk + name.removeprefix(trunk)
+            self.put(own, tensor)
+            self._backbone.add(own)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Sets one tensor by reference, named as this task's checkpoint names it on disk.
+
+        Raises:
+            ModelMismatch: The tensor has no place in the model, or another shape.
+        """
+        slot = self._slots.get(name)
+        if slot is None:
+            raise ModelMismatch(f"The tensor '{name}' has no place in {type(self.module).__name__}.")
+        if tuple(tensor.shape) != slot.shape:
+            found, needed = list(tensor.shape), list(slot.shape)
+            raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
+        slot.fill(tensor)
+
+    def require_complete(self) -> None:
+        """Raises ModelMismatch if some tensor of the model was never set; the message names them."""
+        missing = sorted(name for name, slot in self._slots.items() if not slot.filled)
+        if missing:
+            raise ModelMismatch(
+                f"{type(self.module).__name__} lacks {len(missing)} tensors: {some(missing)}. "
+                "Is the checkpoint fine-tuned for this kind of task?"
+            )
+
+    def clear(self) -> None:
+        """Lets go of every backbone tensor, so that only the head stays in memory."""
+        for name in self._backbone:
+            self._slots[name].clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns every tensor of the model by its name on disk, by reference."""
+        return {name: slot.tensor() for name, slot in self._slots.items()}
+
+    def backbone_module(self) -> nn.Module | None:
+        """Returns the submodule that is the backbone; None where there is none, or the head has tensors inside it."""
+        backbone = getattr(self.module, self.module.base_model_prefix or "", None)
+        if not isinstance(backbone, nn.Module) or not self._head_modules.isdisjoint(backbone.modules()):
+            return None
+        return backbone
+
+    def move_buffers(self, device: torch.device) -> None:
+        """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
+        move_buffers(self.module, self._slots, device)
+
+    @torch.inference_mode()
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the logits [batch, num_labels] for a batch of model inputs."""
+        logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
+        return logits
+
+
+class FeatureModel:
+    """The pre-trained model up to some block, as the router's eyes.
+
+    Attributes:
+        names: The backbone tensors it needs, named as on the base's disk.
+    """
+
+    def __init__(self, config: Mapping[str, Any], names: Sequence[str], trunk: str, layers: int | None) -> None:
+        """Builds the skeleton; it holds no weights yet.
+
+        Args:
+            config: The base's `config.json`.
+            names: The base's backbone tensors on disk.
+            trunk: The base's trunk.
+            layers: How many blocks to run, or None for all.
+
+        Raises:
+            UnsupportedArchitecture: transformers does not know the model type.
+            CheckpointDamaged: The configuration describes no model.
+            ModelMismatch: The model needs a tensor that is not among `names`.
+        """
+        with BlameConfig(config):
+            built = configuration(config, {})
+            inner = getattr(built, "vision_config", built)
+            if layers is not None:
+                inner.num_hidden_layers = min(layers, inner.num_hidden_layers)
+            self._module = _empty(AutoModel, inner)
+            self._slots = slots(self._module)
+        self._places = _places(self._slots, names, trunk)
+        self.names = tuple(self._places)
+        used = set(map(id, self._places.values()))
+        unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
+        lacking = [name for name in unused if not _is_pooler(name)]
+        if lacking:
+            raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
+        for slot in unused.values():  # what a pooler gives is thrown away
+            slot.fill(torch.zeros(slot.shape))
+
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets the tensors listed in `names` by reference.
+
+        Raises:
+            ModelMismatch: A tensor has another shape than the model needs.
+        """
+        for name, slot in self._places.items():
+            if tuple(tensors[name].shape) != slot.shape:
+                found, needed = list(tensors[name].shape), list(slot.shape)
+                raise ModelMismatch(f"'{name}' has shape {found} where {type(self._module).__name__} needs {needed}.")
+            slot.fill(tensors[name])
+
+    def move_buffers(self, device: torch.device) -> None:
+        """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
+        move_buffers(self._module, self._slots, device)
+
+    @torch.inference_mode()
+    def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the last hidden state [batch, positions, width] for a batch of model inputs."""
+        states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
+        return states
+
+
+def _empty(loader: Any, built: Any) -> TransformersModel:
+    """Returns a model of a configuration in evaluation mode, its weights tied but not initialised."""
+    with no_init_weights():
+        model: TransformersModel = loader.from_config(built)
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[str, Slot]:
+    """Returns the slots of the base's tensors; those without one are left out, and poolers.
+
+    A skeleton without blocks shows no trunk of its own, so it is the prefix under which most of the names are found.
+    """
+    inside = {name: name.removeprefix(trunk) for name in names}
+    prefixes = sorted({""} | {f"{name.split('.', 1)[0]}." for name in held})
+    own = max(prefixes, key=lambda prefix: sum(prefix + short in held for short in inside.values()))
+    return {name: held[own + short] for name, short in inside.items() if own + short in held and not _is_pooler(name)}
+
+
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
+
+
+def _unnamed(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(count))

@@ -1,0 +1,252 @@
+"""`hf-merge build`: the configurations of a front become member folders, each complete in itself, and the family gets its router."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from hf_merge.errors import InputError, RunFolderError, nearest
+from hf_merge.modeling.assembly import skeleton_config
+from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
+from hf_merge.recipe import Recipe
+from hf_merge.searching.evaluation import ExpertBuilder
+from hf_merge.searching.pareto import thin
+from hf_merge.searching.tasks import Rows, TaskData
+from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit
+from hf_merge.serving.router_file import load_router, router_tensors
+from hf_merge.storing import front as fronts
+from hf_merge.storing.card import member_card
+from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
+from hf_merge.storing.durable import FolderLock, write_atomic
+from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.storing.library import MemberContent, StoredHead, write_member
+from hf_merge.storing.strict_json import dumps
+from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
+from hf_merge.version import VERSION
+from hf_merge.workflow.project import Project, Reader, load_rows, open_project
+from hf_merge.workflow.search import FRONT_FILE, RECIPE_FILE, new_builder
+
+
+logger = logging.getLogger(__name__)
+MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT = "members", "router.safetensors", "router.json"
+
+
+def build(
+    run: Path,
+    out: Path | None = None,
+    *,
+    configs: Sequence[str] = (),
+    max_configs: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Builds configurations of a run's front, and returns their member folders.
+
+    Args:
+        run: A run folder whose search has ended.
+        out: The family folder to write; the run folder itself by default.
+        configs: Ids of the configurations to build; all of the front, and both controls, by default.
+        max_configs: Thin the front to so many configurations, the cheapest and the best among them.
+        progress: Show progress on stderr.
+
+    Raises:
+        RunFolderError: `run` holds no finished search, or `out` is not ours to write.
+        InputError: A configuration is not on the front.
+    """
+    front, recipe = read_run(run)
+    family_folder = out or run
+    chosen = choose_points(front, configs, max_configs)
+    with open_project(recipe) as project:
+        _require_same_sources(project, front)
+        family_folder.mkdir(parents=True, exist_ok=True)
+        _require_ours(family_folder, run)
+        with FolderLock(family_folder):
+            if family_folder != run:
+                write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
+                write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
+            router = _family_router(project, family_folder, progress)
+            builder = new_builder(project)
+            with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
+                return [_write(project, builder, front, point, router, family_folder) for point in bar]
+
+
+def read_run(run: Path) -> tuple[Front, Recipe]:
+    """Returns front and recipe of a run folder whose search has ended.
+
+    Raises:
+        RunFolderError: There is no such run, or its search has not ended.
+    """
+    if not (run / RECIPE_FILE).is_file():
+        raise RunFolderError(
+            f"{run} is no run folder of hf-merge: it holds no {RECIPE_FILE}. Give the --out of a search."
+        )
+    if not (run / FRONT_FILE).is_file():
+        raise RunFolderError(
+            f"The search in {run} has not ended: it holds no {FRONT_FILE}. Continue it with --resume."
+        )
+    return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
+
+
+def choose_points(front: Front, configs: Sequence[str], max_configs: int | None) -> list[FrontPoint]:
+    """Returns the points to build: those named, or the front (thinned to `max_configs`) and the controls."""
+    if configs:
+        known = {point.id: point for point in (*front.points, *front.controls.values())}
+        unknown = next((name for name in configs if name not in known), None)
+        if unknown is not None:
+            raise InputError(f"There is no configuration '{unknown}' on this front.{nearest(unknown, known)}")
+        return [known[name] for name in configs]
+    if max_configs is None:
+        return list({point.id: point for point in (*front.points, *front.controls.values())}.values())
+    if max_configs < 1:
+        raise InputError(f"--max-configs is {max_configs}; give at least 1.")
+    kept = thin([point.cost for point in front.points], [point.performance for point in front.points], max_configs)
+    return [front.points[index] for index in kept]
+
+
+def train_router(
+    project: Project, data: Mapping[str, TaskData], progress: bool
+) -> tuple[Router, FeatureExtractor, dict[str, float]]:
+    """Returns the router of a family, the eyes it sees with, and its accuracy per task on the search rows, which it never saw."""
+    reader, recipe = Reader(project), project.recipe
+    layers = recipe.router.layers
+    depth = {"all": ALL_LAYERS, "auto": 0 if project.kind == "text" else ALL_LAYERS}.get(str(layers))
+    base = project.family.base
+    # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
+    eyes = FeatureExtractor.from_base(
+        base.config, list(project.family.shapes), base.trunk, int(layers) if depth is None else depth, base
+    )
+    features, labels = _features(
+        eyes, reader, {task: rows.router for task, rows in data.items()}, "router features", progress
+    )
+    settings = RouterSettings(recipe.router.epochs, recipe.router.learning_rate, recipe.search.seed)
+    with tqdm(total=settings.epochs, desc="router", unit="epoch", disable=not progress) as bar:
+        router = fit(features, labels, len(data), settings, lambda _: bar.update())
+    held_out, truth = _features(
+        eyes, reader, {task: rows.search for task, rows in data.items()}, "router check", progress
+    )
+    return router, eyes, accuracy_per_task(router.route(held_out), truth, list(data))
+
+
+def read_router(folder: Path, project: Project) -> tuple[Router, FeatureExtractor]:
+    """Returns the router of a family folder and the eyes it sees with.
+
+    Raises:
+        MalformedChainMap: The file is no router.
+    """
+    with SafetensorsFile(folder / ROUTER_FILE) as file:
+        tensors = {name: file.read(name) for name in file.specs}
+    base = project.family.base
+    return load_router(tensors, base.config, base.trunk)
+
+
+def _features(
+    eyes: FeatureExtractor, reader: Reader, rows: Mapping[str, Rows], title: str, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns pooled features [rows, width] and the task of each row [rows] int64."""
+    features, labels = [], []
+    for index, part in enumerate(tqdm(rows.values(), desc=title, unit="task", disable=not progress)):
+        pooled = [eyes.pooled(batch.inputs) for batch in reader.batches(part)]
+        features += pooled
+        labels += [torch.full((len(batch),), index) for batch in pooled]
+    return torch.cat(features), torch.cat(labels)
+
+
+def _family_router(project: Project, folder: Path, progress: bool) -> bytes | None:
+    """Returns the family's router, trained once and kept in the family folder; a family of one task needs none."""
+    path = folder / ROUTER_FILE
+    if len(project.recipe.tasks) == 1:
+        return None
+    if not path.is_file():
+        router, eyes, accuracy = train_router(project, load_rows(project.recipe, project.heads), progress)
+        write_atomic(folder / ROUTER_REPORT, dumps({"layers": eyes.layers, "accuracy": accuracy}, indent=1))
+        write_atomic(path, tensor_bytes(router_tensors(router, eyes)))
+    return path.read_bytes()
+
+
+def _write(
+    project: Project,
+    builder: ExpertBuilder,
+    front: Front,
+    point: FrontPoint,
+    router: bytes | None,
+    family_folder: Path,
+) -> Path:
+    """Writes one member folder and returns it."""
+    family, names = project.family, {component.name for component in project.components}
+    search = project.recipe.search
+    empty = ChainMap(
+        id=point.id,
+        library_version=VERSION,
+        base=_base(project),
+        cost=point.cost,
+        performance=dict(point.scores),
+        metrics=dict(front.tasks),
+        granularity=front.granularity,
+        dtype=front.dtype,
+        model=ModelEntry(project.kind, search.max_length if project.kind == "text" else None),
+        components=tuple(ComponentEntry(component.name, component.tensors) for component in project.components),
+        experts=(),
+        chains={task: tuple(key.id for key in builder.chain(point.grouping, task)) for task in family.tasks},
+        heads={},
+        files={},
+    )
+    if set(front.components) != names:
+        raise RunFolderError(
+            f"The front was searched over {sorted(front.components)}, the recipe gives {sorted(names)}. Search again."
+        )
+    folder = family_folder / MEMBERS_FOLDER / point.id
+    content = MemberContent(
+        chain_map=empty,
+        experts=(builder.expert(key) for key in builder.keys(point.grouping)),
+        heads=_heads(project),
+        router=router,
+        config=skeleton_config(family.base.config),
+        settings=project.reader_folders(),
+        card=lambda chain_map: member_card(chain_map, front),
+    )
+    write_member(folder, content)
+    return folder
+
+
+def _heads(project: Project) -> dict[str, StoredHead]:
+    stored = {}
+    for task, tuned in project.family.tasks.items():
+        head = project.heads[task]
+        stored[task] = StoredHead(
+            head.num_labels, head.labels, {name: tuned.checkpoint.read(name) for name in tuned.head}
+        )
+    return stored
+
+
+def _base(project: Project) -> BaseRef:
+    recipe = project.recipe.base
+    name = recipe.model if recipe.revision is not None else Path(recipe.model).name
+    return BaseRef(name, recipe.revision, project.family.parameters, 32)
+
+
+def _require_same_sources(project: Project, front: Front) -> None:
+    """Raises RunFolderError where a checkpoint's weights changed since the search: the scores would belong to others."""
+    searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
+    changed = [name for name, digest in project.family.digests().items() if searched.get(name) != digest]
+    if changed:
+        raise RunFolderError(
+            f"The weights of {', '.join(changed)} are not those that were searched (another SHA-256). Search again."
+        )
+
+
+def _require_ours(folder: Path, run: Path) -> None:
+    if folder == run:
+        return
+    foreign = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in (RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, ".lock")
+    ]
+    if foreign:
+        raise RunFolderError(
+            f"{folder} holds '{foreign[0]}', which hf-merge did not write. Choose a new or empty folder with --out."
+        )
+    if (folder / RECIPE_FILE).is_file() and (folder / RECIPE_FILE).read_bytes() != (run / RECIPE_FILE).read_bytes():
+        raise RunFolderError(f"{folder} holds the family of another recipe. Choose a new or empty folder with --out.")

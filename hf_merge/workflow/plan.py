@@ -1,0 +1,162 @@
+"""`hf-merge plan`: what a search will merge, store and need, from configurations and safetensors headers alone."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from hf_merge.merging.components import depth_of, role_of
+from hf_merge.merging.cost import bytes_of, configuration_cost
+from hf_merge.merging.grouping import all_merged, all_separate
+from hf_merge.recipe import Recipe
+from hf_merge.searching.space import SearchSpace
+from hf_merge.workflow.project import Project, open_project
+
+
+# Measured on Linux with the versions of pyproject.toml: Python, torch, transformers, datasets, scikit-learn and pymoo imported.
+_IMPORTS_BYTES = 900 * 10**6
+_TOKENS, _PATCHES = 32, 256
+_PROBE = 768
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """One component: its size, and what roles its tensors have."""
+
+    name: str
+    tensors: int
+    parameters: int
+    roles: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search will do.
+
+    Attributes:
+        base: The base's source.
+        model_type: The base's architecture.
+        parameters: d, the parameters of the base backbone as saved.
+        blocks: How many blocks it has.
+        tasks: The heads' parameters, by task.
+        components: The partition of the backbone.
+        configurations: How many configurations there are.
+        evaluations: How many of them will really be evaluated, at most.
+        left_out: Backbone tensors of the base that no fine-tune has.
+        cost_all_merged: C of one expert per component, if every tensor passes the range criterion.
+        cost_all_separate: C of one expert per component and task.
+        member_bytes: What the cheapest and the dearest configuration take on disk.
+        memory_bytes: Peak memory: imports, one assembled model, experts kept, one component in work.
+        forward_seconds: The time of the forward passes, estimated from a timed matrix product on this machine.
+        assumed_positions: Positions per row that the time assumes.
+    """
+
+    base: str
+    model_type: str
+    parameters: int
+    blocks: int
+    tasks: Mapping[str, int]
+    components: tuple[ComponentPlan, ...]
+    configurations: int
+    evaluations: int
+    left_out: tuple[str, ...]
+    cost_all_merged: float
+    cost_all_separate: float
+    member_bytes: tuple[int, int]
+    memory_bytes: int
+    forward_seconds: float
+    assumed_positions: int
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Returns what a search of the recipe will merge, store and need; no weight is read.
+
+    Raises:
+        ModelMismatch: The checkpoints cannot be merged; every clash is listed.
+        RecipeError: A setting is unknown or impossible.
+    """
+    with open_project(recipe) as project:
+        return _plan(project)
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """Returns a plan as one JSON document."""
+    return asdict(found)
+
+
+def _plan(project: Project) -> Plan:
+    family, recipe, tasks = project.family, project.recipe, len(project.family.tasks)
+    merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
+    space = SearchSpace(tuple(component.name for component in project.components), tuple(family.tasks))
+    positions = recipe.search.max_length or (_TOKENS if project.kind == "text" else _PATCHES)
+    return Plan(
+        base=family.base.source,
+        model_type=family.base.config["model_type"],
+        parameters=family.parameters,
+        blocks=len({depth for name in family.shapes if (depth := depth_of(name)) is not None}),
+        tasks={task: tuned.head_parameters() for task, tuned in family.tasks.items()},
+        components=tuple(
+            ComponentPlan(
+                component.name,
+                len(component.tensors),
+                sum(prod(family.shapes[name]) for name in component.tensors),
+                dict(Counter(role_of(name) for name in component.tensors)),
+            )
+            for component in project.components
+        ),
+        configurations=space.size,
+        evaluations=min(recipe.search.evaluations, space.size),
+        left_out=tuple(name for name in family.base.backbone().values() if name not in family.shapes),
+        cost_all_merged=merged,
+        cost_all_separate=separate,
+        member_bytes=(bytes_of(merged, family.parameters), bytes_of(separate, family.parameters)),
+        memory_bytes=_memory(project),
+        forward_seconds=_forward_seconds(project, positions),
+        assumed_positions=positions,
+    )
+
+
+def _uniform_cost(project: Project, partition: tuple[int, ...]) -> float:
+    family = project.family
+    grouping = (partition,) * len(project.components)
+    return configuration_cost(
+        project.components,
+        family.shapes,
+        grouping,
+        project.codec,
+        parameters=family.parameters,
+        head_parameters=family.head_parameters(),
+    )
+
+
+def _memory(project: Project) -> int:
+    """Returns the peak: one assembled model, as much in encoded experts, and base, member, accumulators of one component."""
+    largest = max(
+        sum(prod(project.family.shapes[name]) for name in component.tensors) for component in project.components
+    )
+    task_vectors = len(project.family.tasks) * max(map(prod, project.family.shapes.values()))
+    working = max(6 * largest, task_vectors + largest)
+    return _IMPORTS_BYTES + 4 * (2 * project.family.parameters + working)
+
+
+def _forward_seconds(project: Project, positions: int) -> float:
+    """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the machine's speed in matrix products."""
+    search = project.recipe.search
+    inside = sum(prod(shape) for name, shape in project.family.shapes.items() if depth_of(name) is not None)
+    rows = search.validation_rows * len(project.family.tasks) * search.evaluations
+    return 2.0 * inside * positions * rows / _flops_per_second()
+
+
+def _flops_per_second() -> float:
+    """Returns the speed of a float32 matrix product here; models reach about half of it, which is taken into account."""
+    matrix = np.ones((_PROBE, _PROBE), dtype=np.float32)
+    matrix @ matrix
+    start = time.perf_counter()
+    rounds = 10
+    for _ in range(rounds):
+        matrix @ matrix
+    return 0.5 * rounds * 2.0 * _PROBE**3 / (time.perf_counter() - start)

@@ -1,0 +1,203 @@
+"""A recipe made concrete: sources pulled and pinned, checkpoints opened and aligned, components cut, rows read and batched."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hf_merge.errors import RecipeError
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import Component, decompose, require_granularity
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.recipe import DataSpec, Recipe, settings_of
+from hf_merge.searching.evaluation import TaskRun
+from hf_merge.searching.tasks import Rows, TaskData, load_task
+from hf_merge.storing import hub
+from hf_merge.storing.checkpoints import Checkpoint, Family, align
+
+
+logger = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A recipe with everything that follows from it before a weight is read.
+
+    Attributes:
+        recipe: The recipe, every Hub source pinned to a commit.
+        family: The aligned base and fine-tunes, opened.
+        components: The partition of the backbone.
+        method: How groups are merged.
+        codec: How experts are stored.
+        kind: Whether the tasks read text or images.
+    """
+
+    recipe: Recipe
+    family: Family
+    components: tuple[Component, ...]
+    method: MethodSpec
+    codec: CodecSpec
+    kind: Kind
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """What each task's head answers, by task."""
+        return {task: Head.of(tuned.checkpoint.config) for task, tuned in self.family.tasks.items()}
+
+    def reader_folders(self) -> list[Path]:
+        """Returns where a tokenizer or processor may lie: the base first, then the fine-tunes."""
+        return [self.family.base.folder, *(tuned.checkpoint.folder for tuned in self.family.tasks.values())]
+
+
+@contextmanager
+def open_project(recipe: Recipe) -> Iterator[Project]:
+    """Opens a recipe: pulls what is on the Hub, checks configurations and headers, and closes the files at the end.
+
+    Raises:
+        RecipeError: A method, codec or hyperparameter is unknown or impossible, or tasks of two kinds are mixed.
+        ModelMismatch: The checkpoints cannot be merged; every clash is listed.
+        HubError: A source cannot be pulled.
+    """
+    method = MethodSpec.resolve(*settings_of(recipe.merge.methods[0]))
+    codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
+    require_granularity(recipe.merge.granularity)
+    kind = _kind(recipe)
+    opened: list[Checkpoint] = []
+    try:
+        base = _open(recipe.base.model, recipe.base.revision, opened)
+        tuned = {task.name: _open(task.model, task.revision, opened) for task in recipe.tasks}
+        family = align(base, tuned)
+        pinned = _pinned(recipe, base, tuned)
+        components = decompose(family.shapes, recipe.merge.granularity, stages=recipe.merge.stages)
+        yield Project(pinned, family, components, method, codec, kind)
+    finally:
+        for checkpoint in opened:
+            checkpoint.close()
+
+
+def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
+    """Returns every task's rows: to search, to train the router, and to test.
+
+    Args:
+        recipe: Where the rows are.
+        heads: What each task's head answers; only tasks named here are loaded.
+
+    Raises:
+        DatasetError: A task's data lack what it needs.
+    """
+    return {
+        task.name: load_task(
+            task,
+            validation_rows=recipe.search.validation_rows,
+            router_rows=recipe.router.rows_per_task,
+            seed=recipe.search.seed,
+            num_labels=heads[task.name].num_labels,
+            label_names=heads[task.name].labels,
+        )
+        for task in recipe.tasks
+        if task.name in heads
+    }
+
+
+class Reader:
+    """The tokenizer or image processor of a project, and the batches that it makes.
+
+    Attributes:
+        pad_token_id: What the tokenizer pads with, or None for images.
+    """
+
+    def __init__(self, project: Project) -> None:
+        """Loads the reader of the first folder that has one: the base's, else a fine-tune's."""
+        folders = project.reader_folders()
+        marks = (
+            ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+            if project.kind == "text"
+            else ("preprocessor_config.json",)
+        )
+        folder = next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), folders[0])
+        self.folder, self._search = folder, project.recipe.search
+        self._tokenizer = load_tokenizer(folder) if project.kind == "text" else None
+        self._processor = load_image_processor(folder) if project.kind == "image" else None
+        self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
+
+    def batches(self, rows: Rows) -> list[Batch]:
+        """Returns rows as model inputs, arranged once: texts sorted by length, images in order."""
+        size = self._search.batch_size
+        if self._processor is not None:
+            return image_batches(self._processor, rows.images or (), batch_size=size)
+        if self._tokenizer is None:
+            raise RuntimeError("A reader has either a tokenizer or a processor.")
+        return text_batches(
+            self._tokenizer, rows.texts or (), rows.pairs, batch_size=size, max_length=self._search.max_length
+        )
+
+
+def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dict[str, TaskRun]:
+    """Returns the tasks ready to be evaluated on the given rows, heads set in the recipe's computing type."""
+    dtype = DTYPES[project.recipe.search.dtype]
+    runs = {}
+    for task in project.recipe.tasks:
+        tuned = project.family.tasks[task.name]
+        model = TaskModel(
+            project.family.base.config, project.kind, project.heads[task.name], pad_token_id=reader.pad_token_id
+        )
+        model.set_head({name: tuned.checkpoint.read(name).to(dtype) for name in tuned.head})
+        runs[task.name] = TaskRun(
+            task.name, model, reader.batches(rows[task.name]), rows[task.name].labels, task.metric
+        )
+    return runs
+
+
+def _open(source: str, revision: str | None, opened: list[Checkpoint]) -> Checkpoint:
+    resolved = hub.pull_checkpoint(source, revision)
+    checkpoint = Checkpoint(source, resolved.folder, resolved.revision)
+    opened.append(checkpoint)
+    return checkpoint
+
+
+def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Recipe:
+    """Returns the recipe with every Hub source pinned to the commit that was pulled, and every local path made absolute."""
+    tasks = tuple(
+        task.model_copy(
+            update={
+                "model": _address(tuned[task.name]),
+                "revision": tuned[task.name].revision,
+                "data": _located(task.data),
+            }
+        )
+        for task in recipe.tasks
+    )
+    pinned = recipe.base.model_copy(update={"model": _address(base), "revision": base.revision})
+    return recipe.model_copy(update={"base": pinned, "tasks": tasks})
+
+
+def _address(checkpoint: Checkpoint) -> str:
+    return checkpoint.source if checkpoint.revision is not None else str(checkpoint.folder.absolute())
+
+
+def _located(data: DataSpec) -> DataSpec:
+    """Returns where rows are, local files by absolute path, so that the recipe holds from every folder."""
+    if data.data_files is None:
+        return data
+    files = {
+        split: str(Path(file).absolute()) if Path(file).exists() else file for split, file in data.data_files.items()
+    }
+    return data.model_copy(update={"data_files": files})
+
+
+def _kind(recipe: Recipe) -> Kind:
+    images = [task.name for task in recipe.tasks if task.data.image is not None]
+    if not images:
+        return "text"
+    texts = [task.name for task in recipe.tasks if task.data.image is None]
+    if texts:
+        raise RecipeError(
+            f"Task '{texts[0]}' reads text and task '{images[0]}' reads images; one base serves one kind."
+        )
+    return "image"

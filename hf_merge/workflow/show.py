@@ -1,0 +1,83 @@
+"""`hf-merge show` and the inputs of `hf-merge predict`: what a folder holds, and what a word on the command line is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_merge.errors import InputError, RunFolderError
+from hf_merge.serving.model import MergeModel
+from hf_merge.storing import front as fronts
+from hf_merge.storing import hub
+from hf_merge.storing.chains import ChainMap
+from hf_merge.storing.library import MAP_FILE, Member
+from hf_merge.workflow.search import FRONT_FILE, RECIPE_FILE
+from hf_merge.workflow.tables import front_json, front_table, text_table
+
+
+def show(path: Path) -> tuple[dict[str, Any], str]:
+    """Returns what a run, family or member folder holds, as a document and as text.
+
+    Raises:
+        RunFolderError: The folder is none of these.
+    """
+    path = hub.pull_member(path).folder
+    if (path / MAP_FILE).is_file():
+        chain_map = Member(path).chain_map
+        return _member_json(chain_map), _member_table(chain_map)
+    if (path / FRONT_FILE).is_file():
+        front = fronts.read(path / FRONT_FILE)
+        return front_json(front), front_table(front)
+    if (path / RECIPE_FILE).is_file():
+        raise RunFolderError(
+            f"The search in {path} has not ended: it holds no {FRONT_FILE}. Continue it with --resume."
+        )
+    raise RunFolderError(f"{path} holds neither {FRONT_FILE} nor {MAP_FILE}. Give a run, family or member folder.")
+
+
+def read_inputs(model: MergeModel, words: Sequence[str]) -> list[Any]:
+    """Returns the inputs that command-line words stand for: texts as they are, image files opened; `A ||| B` is a pair of texts.
+
+    Raises:
+        InputError: A file is no image.
+    """
+    if model.chain_map.model.type == "text":
+        return [tuple(word.split(" ||| ", 1)) if " ||| " in word else word for word in words]
+    from PIL import Image, UnidentifiedImageError
+
+    images = []
+    for word in words:
+        try:
+            with Image.open(word) as image:
+                images.append(image.copy())
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(
+                f"'{word}' cannot be read as an image ({error}). This model reads images: give image files."
+            ) from error
+    return images
+
+
+def _member_json(chain_map: ChainMap) -> dict[str, Any]:
+    return {
+        "id": chain_map.id,
+        "base": vars(chain_map.base),
+        "cost": chain_map.cost,
+        "performance": dict(chain_map.performance),
+        "metrics": dict(chain_map.metrics),
+        "granularity": chain_map.granularity,
+        "components": [component.name for component in chain_map.components],
+        "experts": [
+            {"id": expert.id, "component": expert.component, "members": list(expert.members), "bytes": expert.bytes}
+            for expert in chain_map.experts
+        ],
+        "chains": {task: list(chain) for task, chain in chain_map.chains.items()},
+        "bytes": sum(entry.bytes for entry in chain_map.files.values()),
+    }
+
+
+def _member_table(chain_map: ChainMap) -> str:
+    rows = [[expert.id, ", ".join(expert.members), f"{expert.bytes:,}"] for expert in chain_map.experts]
+    scores = ", ".join(f"{task} {score:.4f}" for task, score in chain_map.performance.items())
+    return (
+        f"{chain_map.id}: {len(chain_map.chains)} tasks on {chain_map.base.repo}, C = {chain_map.cost:.4f}\n"
+        f"validation scores: {scores}\n\n" + text_table(("expert", "members", "bytes"), rows)
+    )

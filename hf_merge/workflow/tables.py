@@ -1,0 +1,148 @@
+"""Results as text for people and as documents for programs; no decision is made here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from hf_merge.merging.cost import bytes_of
+from hf_merge.storing.front import Front
+from hf_merge.workflow.plan import Plan
+from hf_merge.workflow.report import Report, Scores
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table with columns as wide as they need, the first one to the left and the others to the right."""
+    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (header, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:]))
+
+
+def front_table(front: Front) -> str:
+    """Returns the front as text: controls first, then the points by rising cost."""
+    controls = {point.id: name for name, point in front.controls.items()}
+    rest = [point for point in front.points if point.id not in controls]
+    rows = [
+        [
+            point.id,
+            controls.get(point.id, ""),
+            f"{point.cost:.4f}",
+            _megabytes(point.cost, front),
+            f"{point.performance:.4f}",
+            _percent(point.normalised),
+        ]
+        for point in (*front.controls.values(), *rest)
+    ]
+    own = sum(front.individual.values()) / len(front.individual)
+    head = (
+        f"{len(front.tasks)} fine-tunes of {front.base} ({front.parameters:,} parameters), granularity {front.granularity}, "
+        f"{_settings(front.method)}, {_settings(front.codec)}\n"
+        f"{front.history[-1][0]} evaluations, hypervolume {front.hypervolume:.4f} of the box up to C = {front.reference[0]:.4f}, "
+        f"P = {front.reference[1]:.4f}\n"
+        f"individual fine-tunes at full precision: P = {own:.4f} at C above {len(front.tasks)}\n"
+    )
+    return head + "\n" + text_table(("configuration", "control", "C", "MB", "P validation", "% of individual"), rows)
+
+
+def front_json(front: Front) -> dict[str, Any]:
+    """Returns the front as one JSON document."""
+    return asdict(front)
+
+
+def plan_table(plan: Plan) -> str:
+    """Returns a plan as text."""
+    rows = [
+        [
+            item.name,
+            str(item.tensors),
+            f"{item.parameters:,}",
+            ", ".join(f"{role} {count}" for role, count in sorted(item.roles.items())),
+        ]
+        for item in plan.components
+    ]
+    heads = ", ".join(f"{task} {count:,}" for task, count in plan.tasks.items())
+    least, most = plan.member_bytes
+    left = f"\nleft out, as no fine-tune has them: {', '.join(plan.left_out)}" if plan.left_out else ""
+    return (
+        f"base {plan.base}: {plan.model_type}, {plan.parameters:,} parameters, {plan.blocks} blocks{left}\n"
+        f"{len(plan.tasks)} tasks, parameters of their heads: {heads}\n\n"
+        + text_table(("component", "tensors", "parameters", "roles"), rows)
+        + f"\n\ncost of the extremes, if every tensor passes the range criterion: all merged C = {plan.cost_all_merged:.4f}, "
+        f"all separate C = {plan.cost_all_separate:.4f}\n"
+        f"{plan.evaluations} of {plan.configurations:,} configurations will be evaluated\n"
+        f"disk: {least / 1e6:.0f} MB (cheapest) to {most / 1e6:.0f} MB (dearest) per configuration built\n"
+        f"memory: about {plan.memory_bytes / 1e9:.1f} GB\n"
+        f"time: about {_duration(plan.forward_seconds)} of forward passes at {plan.assumed_positions} positions a row, "
+        "before chains met twice are taken from memory"
+    )
+
+
+def report_table(report: Report) -> str:
+    """Returns the test table of a run as text."""
+    rows = [
+        [
+            row.id,
+            "" if row.role == "front" else row.role,
+            f"{row.cost:.4f}",
+            f"{row.validation:.4f}",
+            f"{row.oracle:.4f}",
+            _percent(row.oracle_normalised),
+            "-" if row.routed is None else f"{row.routed:.4f}",
+            _percent(row.routed_normalised),
+        ]
+        for row in report.rows
+    ]
+    header = ("configuration", "role", "C", "P validation", "P test", "% of individual", "P test routed", "% routed")
+    return text_table(header, rows) + "\n\n" + _router_line(report.router_accuracy)
+
+
+def scores_table(scores: Scores, accuracy: Mapping[str, float]) -> str:
+    """Returns one configuration's test scores as text."""
+    rows = [
+        [task, f"{value:.4f}", f"{scores.routed_scores[task]:.4f}", f"{accuracy[task]:.4f}"]
+        for task, value in scores.oracle_scores.items()
+    ]
+    rows.append(
+        [
+            "mean",
+            f"{scores.oracle:.4f}",
+            f"{scores.routed or 0.0:.4f}",
+            f"{sum(accuracy.values()) / len(accuracy):.4f}",
+        ]
+    )
+    head = f"{scores.id}: C = {scores.cost:.4f}, P on validation rows {scores.validation:.4f}; on test rows:\n\n"
+    return head + text_table(("task", "task known", "routed", "router accuracy"), rows)
+
+
+def scores_json(scores: Scores, accuracy: Mapping[str, float]) -> dict[str, Any]:
+    """Returns one configuration's test scores as one JSON document."""
+    return {**asdict(scores), "router_accuracy": dict(accuracy)}
+
+
+def _router_line(accuracy: Mapping[str, float]) -> str:
+    mean = sum(accuracy.values()) / len(accuracy)
+    parts = ", ".join(f"{task} {100 * value:.1f} %" for task, value in accuracy.items())
+    return f"router: {100 * mean:.1f} % of test rows reach their task ({parts})"
+
+
+def _settings(entry: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "name")
+    return f"{entry['name']} ({values})" if values else str(entry["name"])
+
+
+def _megabytes(cost: float, front: Front) -> str:
+    return f"{bytes_of(cost, front.parameters) / 1e6:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,124 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_merge.errors import MalformedChainMap, ModelMismatch, UntrustedContentError
+from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
+from hf_merge.storing.checkpoints import Family
+from tests.modeling.test_assembly import PAD, batch_of, opened
+from tests.tiny_models import LAYOUTS, TEXT_LAYOUTS, WIDTH, TinyFamily
+
+
+@pytest.fixture
+def bert(tiny_family: Callable[[str], TinyFamily]) -> Iterator[Family]:
+    with opened(tiny_family("bert")) as family:
+        yield family
+
+
+def extractor(family: Family, layers: int = 0) -> FeatureExtractor:
+    base = family.base
+    return FeatureExtractor.from_base(base.config, list(family.shapes), base.trunk, layers, base)
+
+
+def padded(batch: dict[str, Tensor], layout: str, more: int) -> dict[str, Tensor]:
+    filling = {"input_ids": PAD[layout], "attention_mask": 0}
+    return {name: torch.nn.functional.pad(value, (0, more), value=filling[name]) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_one_vector_per_row(
+    tiny_family: Callable[[str], TinyFamily], layout: str, layers: int
+) -> None:
+    with opened(tiny_family(layout)) as family:
+        features = extractor(family, layers).pooled(batch_of(layout))
+    assert features.shape == (6, WIDTH)
+    assert features.dtype == torch.float32
+    assert torch.isfinite(features).all()
+    assert features.std(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("layers", [0, 2, ALL_LAYERS])
+@pytest.mark.parametrize("layout", TEXT_LAYOUTS)
+def test_padding_does_not_change_features(tiny_family: Callable[[str], TinyFamily], layout: str, layers: int) -> None:
+    batch = batch_of(layout)
+    with opened(tiny_family(layout)) as family:
+        eyes = extractor(family, layers)
+        assert torch.allclose(eyes.pooled(padded(batch, layout, 9)), eyes.pooled(batch), atol=1e-5)
+        for row, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+            alone = {name: value[row : row + 1, :length] for name, value in batch.items()}
+            assert torch.allclose(eyes.pooled(alone)[0], eyes.pooled(batch)[row], atol=1e-5)
+
+
+def test_a_mask_of_nothing_gives_zeros(bert: Family) -> None:
+    inputs = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[0, 0]])}
+    assert torch.equal(extractor(bert).pooled(inputs), torch.zeros(1, WIDTH))
+
+
+@pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stored_tensors_give_the_very_same_features(
+    tiny_family: Callable[[str], TinyFamily], layout: str, layers: int
+) -> None:
+    batch = batch_of(layout)
+    with opened(tiny_family(layout)) as family:
+        fresh = extractor(family, layers)
+        names = base_names(list(fresh.tensors))
+        loaded = FeatureExtractor(family.base.config, names, family.base.trunk, layers, fresh.tensors)
+    assert torch.equal(loaded.pooled(batch), fresh.pooled(batch))
+    assert loaded.layers == fresh.layers == layers
+
+
+def test_features_are_close_to_those_of_the_unquantised_model(bert: Family) -> None:
+    batch = batch_of("bert")
+    eyes = extractor(bert)
+    ids, mask = batch["input_ids"], batch["attention_mask"].unsqueeze(-1)
+    words = bert.base.read("embeddings.word_embeddings.weight")[ids]
+    places = bert.base.read("embeddings.position_embeddings.weight")[: ids.shape[1]]
+    kinds = bert.base.read("embeddings.token_type_embeddings.weight")[0]
+    states = torch.nn.functional.layer_norm(words + places + kinds, (WIDTH,), eps=1e-12)
+    assert torch.allclose(eyes.pooled(batch), (states * mask).sum(1) / mask.sum(1), atol=0.05)
+
+
+def test_only_the_blocks_asked_for_are_stored_and_matrices_in_8_bits(bert: Family) -> None:
+    stored = extractor(bert, 1).tensors
+    assert stored["embeddings.word_embeddings.weight"].dtype == torch.uint8
+    assert "encoder.layer.0.attention.self.query.weight" in stored
+    assert not any(name.startswith(("encoder.layer.1.", "pooler.")) for name in stored)
+
+
+def test_scales_are_not_mistaken_for_tensors() -> None:
+    stored = ["a", "a.scale", "a.zero_point", "b.scale", "b.scale.scale", "c"]
+    assert base_names(stored) == ["a", "b.scale", "c"]
+
+
+def test_tensors_that_the_codec_would_not_write_are_refused(bert: Family) -> None:
+    good = extractor(bert).tensors
+    name = "embeddings.word_embeddings.weight"
+    for changes in (
+        {f"{name}.scale": good[f"{name}.scale"][:3]},
+        {f"{name}.zero_point": torch.tensor(1, dtype=torch.int32)},
+        {f"{name}.scale": good[f"{name}.scale"] * torch.inf},
+        {"embeddings.LayerNorm.bias": torch.zeros(WIDTH, dtype=torch.int64)},
+        {"embeddings.LayerNorm.bias": torch.full((WIDTH,), torch.nan)},
+    ):
+        with pytest.raises(UntrustedContentError, match=r"'embeddings\."):
+            loaded(bert, good | changes)
+
+
+def test_missing_or_misshapen_tensors_are_refused(bert: Family) -> None:
+    good = extractor(bert).tensors
+    lacking = {name: tensor for name, tensor in good.items() if name != "embeddings.LayerNorm.bias"}
+    with pytest.raises(ModelMismatch, match=r"embeddings\.LayerNorm\.bias"):
+        loaded(bert, lacking)
+    with pytest.raises(ModelMismatch, match=r"has shape \[3\]"):
+        loaded(bert, good | {"embeddings.LayerNorm.bias": torch.zeros(3)})
+    without_scale = {name: tensor for name, tensor in good.items() if not name.endswith(".scale")}
+    with pytest.raises(MalformedChainMap, match="lacks a finite scale"):
+        loaded(bert, without_scale)
+
+
+def loaded(family: Family, tensors: dict[str, Tensor]) -> FeatureExtractor:
+    return FeatureExtractor(family.base.config, base_names(list(tensors)), family.base.trunk, 0, tensors)

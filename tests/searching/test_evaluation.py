@@ -1,0 +1,341 @@
+import gc
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import Image, load_dataset
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_merge.errors import NonFiniteWeights
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import decompose
+from hf_merge.merging.experts import ExpertKey, build_expert, decode_expert
+from hf_merge.merging.grouping import Grouping, groups
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, restore, text_batches
+from hf_merge.searching.evaluation import (
+    Chain,
+    Evaluation,
+    Evaluator,
+    ExpertBuilder,
+    TaskRun,
+    predictions,
+    reference_chain,
+)
+from hf_merge.searching.metrics import score
+from hf_merge.searching.space import SearchSpace
+from hf_merge.storing.checkpoints import Family
+from tests.modeling.test_assembly import head_of, opened, skeleton
+from tests.tiny_models import TinyFamily
+
+
+ROWS = 40
+MERGED, SEPARATE = ((0, 0, 0),) * 4, ((0, 1, 2),) * 4
+MIXED = ((0, 0, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0))
+# So large a step widens some tensors, which the criterion then refuses to quantise.
+REFUSING: dict[str, Any] = {"method": {"scale": 1.5}, "codec": {"policy": "criterion"}}
+
+
+def batches_of(tiny: TinyFamily, task: str) -> tuple[list[Batch], NDArray[Any]]:
+    file = tiny.tasks[task].files["validation"]
+    if tiny.kind == "image":
+        rows = load_dataset("parquet", data_files=str(file), split="train").cast_column("image", Image())[:ROWS]
+        return image_batches(load_image_processor(tiny.base), rows["image"], batch_size=16), np.array(rows["label"])
+    table = pyarrow.parquet.read_table(file).slice(0, ROWS).to_pydict()
+    return text_batches(load_tokenizer(tiny.base), table["text"], None, batch_size=16), np.array(table["label"])
+
+
+def evaluator_of(
+    tiny: TinyFamily,
+    family: Family,
+    *,
+    limit_bytes: int = 10**9,
+    method: dict[str, Any] | None = None,
+    codec: dict[str, Any] | None = None,
+) -> Evaluator:
+    runs = {}
+    for name, task in tiny.tasks.items():
+        model = skeleton(tiny, family, name)
+        model.set_head(head_of(family, name))
+        runs[name] = TaskRun(name, model, *batches_of(tiny, name), task.metric)
+    builder = ExpertBuilder(
+        family,
+        decompose(family.shapes, "type"),
+        MethodSpec.resolve("task_arithmetic", method or {}),
+        CodecSpec.resolve("int8", codec or {}),
+        limit_bytes=limit_bytes,
+    )
+    return Evaluator(builder, runs)
+
+
+def random_groupings(count: int, seed: int = 0) -> list[Grouping]:
+    space = SearchSpace(("attention", "embedding", "mlp", "norm"), ("a", "b", "c"))
+    rng = np.random.default_rng(seed)
+    return [space.random(rng).grouping for _ in range(count)]
+
+
+@pytest.fixture
+def bert(tiny_family: Callable[[str], TinyFamily]) -> TinyFamily:
+    return tiny_family("bert")
+
+
+@pytest.fixture
+def family(bert: TinyFamily) -> Iterator[Family]:
+    with opened(bert) as aligned:
+        yield aligned
+
+
+@pytest.fixture
+def evaluator(bert: TinyFamily, family: Family) -> Evaluator:
+    return evaluator_of(bert, family)
+
+
+def naive_scores(
+    tiny: TinyFamily, family: Family, evaluator: Evaluator, grouping: Grouping, out: Path
+) -> dict[str, float]:
+    """Saves every task's merged model as a checkpoint of its own, loads it with transformers, and scores it."""
+    loader = AutoModelForImageClassification if tiny.kind == "image" else AutoModelForSequenceClassification
+    scores = {}
+    for name, task in tiny.tasks.items():
+        tuned = family.tasks[name]
+        merged = {own: tuned.checkpoint.read(own) for own in tuned.head}
+        for key in evaluator.builder.chain(grouping, name):
+            component = next(part for part in evaluator.builder.components if part.name == key.component)
+            expert = build_expert(key, component, family.shapes, family.base, family.tasks)
+            weights = decode_expert(key.codec, component.tensors, expert.tensors)
+            merged |= {tuned.names[base_name]: tensor for base_name, tensor in weights.items()}
+        folder = out / name
+        folder.mkdir(parents=True)
+        shutil.copy(task.folder / "config.json", folder)
+        save_file(merged, folder / "model.safetensors", {"format": "pt"})
+        model = loader.from_pretrained(folder).eval()
+        batches, labels = batches_of(tiny, name)
+        with torch.inference_mode():
+            logits = restore(batches, [model(**batch.inputs).logits for batch in batches])
+        scores[name] = score(task.metric, predictions(logits), labels)
+    return scores
+
+
+@pytest.mark.parametrize("grouping", [MERGED, SEPARATE, MIXED])
+@pytest.mark.parametrize("layout", ["bert", "gpt2", "vit"])
+def test_scores_are_those_of_models_made_one_by_one(
+    tiny_family: Callable[[str], TinyFamily], layout: str, grouping: Grouping, tmp_path: Path
+) -> None:
+    tiny = tiny_family(layout)
+    with opened(tiny) as family:
+        evaluator = evaluator_of(tiny, family)
+        evaluator.evaluate(random_groupings(1)[0])  # leaves something in the caches
+        found = evaluator.evaluate(grouping)
+        expected = naive_scores(tiny, family, evaluator, grouping, tmp_path)
+    assert list(found.scores) == list(tiny.tasks)
+    assert found.scores == pytest.approx(expected, abs=1e-6)
+    assert found.performance == pytest.approx(sum(expected.values()) / 3, abs=1e-6)
+
+
+def test_scores_differ_between_configurations(evaluator: Evaluator) -> None:
+    assert len({evaluator.evaluate(grouping).performance for grouping in (MERGED, SEPARATE, MIXED)}) == 3
+
+
+def test_caches_change_no_score(bert: TinyFamily, family: Family) -> None:
+    """Whatever is remembered, and in whatever order configurations come."""
+    large, none = evaluator_of(bert, family), evaluator_of(bert, family, limit_bytes=0)
+    chosen = random_groupings(8)
+    expected = {grouping: large.evaluate(grouping) for grouping in chosen}
+    for grouping in reversed(chosen):
+        assert none.evaluate(grouping) == expected[grouping]
+        fresh = evaluator_of(bert, family, limit_bytes=20_000)
+        assert fresh.evaluate(grouping) == expected[grouping]
+    assert none.builder.built > large.builder.built
+
+
+def test_encoded_experts_are_kept_within_their_limit(bert: TinyFamily, family: Family) -> None:
+    limit = 30_000
+    builder = evaluator_of(bert, family, limit_bytes=limit).builder
+    for grouping in random_groupings(6):
+        for key in builder.keys(grouping):
+            expert = builder.expert(key)
+            assert builder._held_bytes == sum(kept.nbytes for kept in builder._kept.values()) <= limit
+            assert expert.nbytes > limit or key in builder._kept
+
+
+def test_the_least_recently_used_expert_goes_first(bert: TinyFamily, family: Family) -> None:
+    builder = evaluator_of(bert, family).builder
+    first, second, third = (key for key in builder.keys(SEPARATE) if key.component == "mlp")
+    builder._limit_bytes = 2 * builder.expert(first).nbytes
+    builder.expert(second)
+    builder.expert(first)
+    builder.expert(third)
+    assert list(builder._kept) == [first, third]
+
+
+def test_one_assembled_model_at_a_time(bert: TinyFamily, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before an expert is decoded, nothing of its component's last one is left."""
+    evaluator = evaluator_of(bert, family, limit_bytes=0)
+    held: dict[str, list[weakref.ref[Tensor]]] = {}
+    decoded = evaluator.builder.decoded
+
+    def watched(key: ExpertKey) -> dict[str, Tensor]:
+        gc.collect()
+        assert not [ref for ref in held.get(key.component, []) if ref() is not None]
+        weights = decoded(key)
+        held[key.component] = [weakref.ref(tensor) for tensor in weights.values()]
+        return weights
+
+    monkeypatch.setattr(evaluator.builder, "decoded", watched)
+    for grouping in random_groupings(5):
+        evaluator.evaluate(grouping)
+    assert all(tensor.numel() == 0 for run in evaluator.runs.values() for tensor in backbone(run))
+
+
+def backbone(run: TaskRun) -> list[Tensor]:
+    return [tensor for name, tensor in run.model.tensors().items() if name.startswith("bert.")]
+
+
+def test_only_chains_not_met_before_are_run(evaluator: Evaluator) -> None:
+    evaluator.evaluate(((0, 0, 1),) * 4)
+    assert (evaluator.forwards, evaluator.builder.built) == (3, 8)
+    evaluator.evaluate(((0, 1, 2),) * 4)  # the third task's chain is the same
+    assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
+    evaluator.evaluate(((0, 0, 1),) * 4)
+    assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
+
+
+def test_components_that_tasks_share_are_decoded_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[ExpertKey] = []
+    decoded = evaluator.builder.decoded
+
+    def noted(key: ExpertKey) -> dict[str, Tensor]:
+        keys.append(key)
+        return decoded(key)
+
+    monkeypatch.setattr(evaluator.builder, "decoded", noted)
+    evaluator.evaluate(MERGED)
+    assert len(keys) == 4
+
+
+def parameters_of(tensors: dict[str, Tensor]) -> float:
+    """What encoded tensors take: 8 bits count a quarter, and scale and zero point one each."""
+    return sum(tensor.numel() * (0.25 if tensor.dtype == torch.uint8 else 1.0) for tensor in tensors.values())
+
+
+def test_cost_counts_tensors_that_the_criterion_refused(bert: TinyFamily, family: Family) -> None:
+    evaluator = evaluator_of(bert, family, **REFUSING)
+    guess = evaluator.cost(MIXED)
+    cost = evaluator.evaluate(MIXED).cost
+    experts = [evaluator.builder.expert(key) for key in evaluator.builder.keys(MIXED)]
+    stored = sum(parameters_of(dict(expert.tensors)) for expert in experts)
+    assert cost == pytest.approx((stored + family.head_parameters()) / family.parameters, rel=1e-12)
+    assert any(expert.refused for expert in experts)
+    assert cost > guess
+    assert evaluator.cost(MIXED) == cost
+
+
+def test_cost_is_known_beforehand_where_nothing_can_be_refused(bert: TinyFamily, family: Family) -> None:
+    for codec in ({"policy": "always"}, {"policy": "never"}):
+        evaluator = evaluator_of(bert, family, method={"scale": 1.5}, codec=codec)
+        assert evaluator.cost(MIXED) == evaluator.evaluate(MIXED).cost
+
+
+def test_a_repeated_run_needs_no_forward(bert: TinyFamily, family: Family) -> None:
+    first = evaluator_of(bert, family, **REFUSING)
+    chosen = random_groupings(6)
+    seen = [(first.cost(grouping), first.evaluate(grouping), first.cost(MIXED)) for grouping in chosen]
+    records = [
+        (grouping, found.scores, first.builder.measured(grouping))
+        for grouping, (_, found, _) in zip(chosen, seen, strict=True)
+    ]
+    second = evaluator_of(bert, family, **REFUSING)
+    for grouping, scores, measured in records:
+        for task, value in scores.items():
+            second.remember(task, second.builder.chain(grouping, task), value)
+        second.builder.remember(measured)
+    # Costs before an evaluation steer the search, so they too must be what they were the first time.
+    assert [(second.cost(one), second.evaluate(one), second.cost(MIXED)) for one in chosen] == seen
+    assert [second.builder.measured(grouping) for grouping in chosen] == [measured for _, _, measured in records]
+    assert (second.forwards, second.builder.built) == (0, 0)
+    assert second.evaluate(MERGED) == first.evaluate(MERGED)
+
+
+def test_fine_tunes_and_base_are_chains_at_full_precision(
+    bert: TinyFamily, evaluator: Evaluator, family: Family
+) -> None:
+    for task in bert.tasks:
+        run = evaluator.runs[task]
+        own = evaluator.logits(task, reference_chain(evaluator.builder.components, (task,)))
+        model = AutoModelForSequenceClassification.from_pretrained(bert.tasks[task].folder).eval()
+        with torch.inference_mode():
+            expected = restore(run.batches, [model(**batch.inputs).logits for batch in run.batches])
+        assert torch.allclose(own, expected, atol=1e-5)
+        base = evaluator.score(task, reference_chain(evaluator.builder.components, ()))
+        assert base < evaluator.score(task, reference_chain(evaluator.builder.components, (task,)))
+
+
+def test_bfloat16_is_close(bert: TinyFamily, family: Family) -> None:
+    full, half = evaluator_of(bert, family), evaluator_of(bert, family)
+    half.dtype = torch.bfloat16
+    for task, run in half.runs.items():
+        run.model.set_head({name: tensor.bfloat16() for name, tensor in head_of(family, task).items()})
+    chain: Chain = full.builder.chain(SEPARATE, "colours")
+    logits = half.logits("colours", chain)
+    assert logits.dtype == torch.float32
+    assert (logits.argmax(1) == full.logits("colours", chain).argmax(1)).float().mean() > 0.8
+
+
+def test_a_failed_run_lets_go_of_its_model(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = evaluator.builder.decoded
+
+    def failing(key: ExpertKey) -> dict[str, Tensor]:
+        if key.component == "norm":
+            raise NonFiniteWeights("broken")
+        return decoded(key)
+
+    monkeypatch.setattr(evaluator.builder, "decoded", failing)
+    with pytest.raises(NonFiniteWeights):
+        evaluator.evaluate(MERGED)
+    assert evaluator.forwards == 0
+    assert all(tensor.numel() == 0 for run in evaluator.runs.values() for tensor in backbone(run))
+    monkeypatch.undo()
+    assert evaluator.evaluate(MERGED) == evaluator.evaluate(MERGED)
+
+
+def test_widened_tensors_are_counted_once_per_merged_expert(bert: TinyFamily, family: Family) -> None:
+    gentle, wild = evaluator_of(bert, family, limit_bytes=0), evaluator_of(bert, family, **REFUSING)
+    assert gentle.builder.widened() == (0, 0)
+    gentle.evaluate(SEPARATE)
+    assert gentle.builder.widened() == (0, 0)
+    for _ in range(2):
+        gentle.builder.expert(gentle.builder.keys(MERGED)[0])
+        wild.evaluate(MERGED)
+    component = gentle.builder.components[0]
+    matrices = sum(len(family.shapes[name]) == 2 for name in component.tensors)
+    assert gentle.builder.widened()[1] == matrices
+    refused = [name for key in wild.builder.keys(MERGED) for name in wild.builder.expert(key).refused]
+    assert 0 < len(refused) == wild.builder.widened()[0] <= wild.builder.widened()[1]
+
+
+def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
+    keys = evaluator.builder.keys(MIXED)
+    assert len(keys) == len(set(keys)) == sum(len(groups(partition)) for partition in MIXED)
+    chains = {task: evaluator.builder.chain(MIXED, task) for task in evaluator.runs}
+    assert set(keys) == {key for chain in chains.values() for key in chain}
+    for task, chain in chains.items():
+        assert [key.component for key in chain] == [part.name for part in evaluator.builder.components]
+        assert all(task in key.members for key in chain)
+
+
+def test_predictions_are_labels_or_values() -> None:
+    assert predictions(torch.tensor([[0.1, 0.9], [2.0, -1.0]])).tolist() == [1, 0]
+    assert predictions(torch.tensor([[0.5], [-2.0]])).tolist() == [0.5, -2.0]
+
+
+def test_performance_is_the_plain_mean() -> None:
+    assert Evaluation({"a": 0.5, "b": 1.0}, 0.3).performance == 0.75
