@@ -1,8 +1,9 @@
 """hf-merge merges fine-tunes of one base component by component and serves the result under a storage budget.
 
-Rooms, from the ground up: `errors`; `recipe` and `merging` (pure tensor algebra); `storing` (disk and Hub, where all distrust lives);
-`modeling` (a running transformers model); `searching` (the Pareto front) and `serving` (routing and recombination); `workflow`
-(what command line and Python both call). Public names are resolved on first use, so that importing hf_merge loads nothing heavy.
+Rooms, from the ground up: `errors`; `recipe` and `merging` (pure tensor algebra); `storing` (disk and Hub, where all
+distrust lives); `modeling` (a running transformers model); `searching` (the Pareto front) and `serving` (routing and
+recombination); `workflow` (what command line and Python both call). Public names are resolved on first use, so that
+importing hf_merge loads nothing heavy.
 """
 
 from importlib import import_module
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
-    "HfMergeError", "MergeModel", "MergeOutput", "Prediction", "Recipe", "__version__", "build", "evaluate", "plan", "report", "search"
-]  # fmt: skip
+    "HfMergeError",
+    "MergeModel",
+    "MergeOutput",
+    "Prediction",
+    "Recipe",
+    "__version__",
+    "build",
+    "evaluate",
+    "plan",
+    "report",
+    "search",
+]
 _HOMES = {
     "HfMergeError": "hf_merge.errors",
     "Recipe": "hf_merge.recipe",

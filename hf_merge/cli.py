@@ -75,10 +75,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def plan(recipe: RecipePath, as_json: Json = False, debug: Debug = False) -> None:
     """Show what a search will merge, store and need, from configurations and headers alone."""
     from hf_merge.recipe import Recipe
+
+    wanted = Recipe.load(recipe)  # before the seconds that the rest takes to load
     from hf_merge.workflow import plan as planning
     from hf_merge.workflow.tables import plan_table
 
-    found = planning.plan(Recipe.load(recipe))
+    _show_messages()
+    found = planning.plan(wanted)
     _print(planning.as_json(found) if as_json else plan_table(found))
 
 
@@ -93,11 +96,13 @@ def search(
 ) -> None:
     """Search the Pareto front of storage against performance."""
     from hf_merge.recipe import Recipe
+
+    wanted = Recipe.load(recipe)
     from hf_merge.workflow.search import search as run
     from hf_merge.workflow.tables import front_json, front_table
 
     _show_messages()
-    front = run(Recipe.load(recipe), out, resume=resume)
+    front = run(wanted, out, resume=resume)
     _print(front_json(front) if as_json else front_table(front))
 
 
@@ -220,26 +225,37 @@ def main() -> None:
     """Runs the command line; what no one foresaw is one line as well, unless `--debug` asks for the traceback."""
     if "--debug" not in sys.argv:
         sys.excepthook = _report_bug
-    app()
+    typer.main.get_command(app)()  # app() itself would put typer's own hook, which prints tracebacks, in place of ours
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     """Prints an unforeseen error in one line; Python then exits with 1."""
     print(
-        f"Error: unexpected {kind.__name__}: {error}\nThis is a bug in hf-merge: please report it with the output of --debug.",
+        f"Error: unexpected {kind.__name__}: {error}\n"
+        "This is a bug in hf-merge: please report it with the output of --debug.",
         file=sys.stderr,
     )
 
 
 def _print(document: Any) -> None:
     print(document if isinstance(document, str) else json.dumps(document, indent=1, ensure_ascii=False))
+    sys.stdout.flush()  # a closed pipe shows here, and not after everything, where no one could catch it
 
 
 def _show_messages() -> None:
-    """Shows our own warnings on stderr, and keeps other libraries' bars and notices away."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
-    logging.getLogger("hf_merge").setLevel(logging.INFO)
+    """Shows our own messages on stderr, and keeps other libraries' bars and notices away."""
+    ours = logging.getLogger("hf_merge")
+    ours.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Messages) for handler in ours.handlers):
+        ours.addHandler(_Messages())
     _quiet_libraries()
+
+
+class _Messages(logging.Handler):
+    """Writes our messages to whatever stderr is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
 
 
 def _quiet_libraries() -> None:

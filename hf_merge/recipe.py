@@ -1,7 +1,8 @@
 """What the user asked for: the recipe, read from YAML and validated before anything is loaded.
 
-A recipe names the base, the tasks (fine-tuned checkpoint, data, metric), how to merge, how to search and how to train the router.
-Unknown keys and impossible values are refused, all of them at once, each with its place and the nearest known name.
+A recipe names the base, the tasks (fine-tuned checkpoint, data, metric), how to merge, how to search and how to train
+the router. Unknown keys and impossible values are refused, all of them at once, each with its place and the nearest
+known name.
 """
 
 from pathlib import Path
@@ -35,8 +36,9 @@ class BaseSpec(_Section):
 class DataSpec(_Section):
     """Where a task's rows are and which columns they use.
 
-    `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits` renames
-    splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names `image`.
+    `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits`
+    renames splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names
+    `image`.
     """
 
     path: str = Field(min_length=1)
@@ -99,7 +101,8 @@ class MergeSpec(_Section):
 class SearchSpec(_Section):
     """How the Pareto front is searched; the defaults are preset `paper`.
 
-    `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist as baselines.
+    `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist
+    as baselines.
     """
 
     preset: Literal["paper"] = "paper"
@@ -118,8 +121,8 @@ class SearchSpec(_Section):
     def _enough_evaluations(self) -> "SearchSpec":
         if self.evaluations < self.population:
             raise ValueError(
-                f"evaluations ({self.evaluations}) below the population ({self.population}): the first generation alone "
-                f"needs {self.population}; raise evaluations or lower population"
+                f"evaluations ({self.evaluations}) below the population ({self.population}): the first generation "
+                f"alone needs {self.population}; raise evaluations or lower population"
             )
         return self
 
@@ -229,7 +232,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _explain(detail: ErrorDetails, document: dict[Any, Any]) -> str:
-    """Returns one line for one broken rule: its place, what is wrong, and the nearest known key where a key is unknown."""
+    """Returns one line for one broken rule: its place, what is wrong, the nearest known key for an unknown one."""
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"{place}: unknown setting.{nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"
@@ -244,7 +247,8 @@ def _explain(detail: ErrorDetails, document: dict[Any, Any]) -> str:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Returns the keys that the section at `location` knows."""
     sections: dict[str, type[BaseModel]] = {
-        "base": BaseSpec, "data": DataSpec, "tasks": TaskSpec, "merge": MergeSpec, "search": SearchSpec, "router": RouterSpec
+        "base": BaseSpec, "data": DataSpec, "tasks": TaskSpec, "merge": MergeSpec, "search": SearchSpec,
+        "router": RouterSpec,
     }  # fmt: skip
     named = [part for part in location if isinstance(part, str)]
     section = sections.get(named[-1], Recipe) if named else Recipe

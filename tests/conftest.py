@@ -37,6 +37,7 @@ for _name in (
     os.environ.pop(_name, None)
 
 from tests.tiny_models import TinyFamily, build_family  # noqa: E402
+from tests.tiny_runs import TinyRun, build_run  # noqa: E402
 
 
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
@@ -62,3 +63,9 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
         return build_family(layout, tmp_path_factory.mktemp(f"{layout}-family"))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Returns a search over the `bert` family with all its members: run once, not to be changed."""
+    return build_run(tiny_family("bert"), tmp_path_factory.mktemp("run"))

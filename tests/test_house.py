@@ -93,7 +93,7 @@ THIRD_PARTIES = {
     "sklearn": Place(inside=("merging.grouping",), loading=("searching.surrogate", "searching.metrics")),
     "torch": Place(
         loading=(
-            "merging.methods*", "merging.codecs*", "merging.experts", "merging.task_vectors",
+            "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
             "modeling.*", "searching.evaluation", "serving.*", "workflow*",
         ),

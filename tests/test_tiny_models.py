@@ -1,5 +1,6 @@
-"""The families that other tests stand on: folders that the package reads, and their heads know their task."""
+"""What other tests stand on: no network, and families of folders that the package reads, heads that know a task."""
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,11 @@ from numpy.typing import NDArray
 
 from hf_merge.modeling.inputs import image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from tests.tiny_models import LAYOUTS, TinyFamily, TinyTask, load_task_model, pictures
+
+
+def test_no_test_reaches_the_network() -> None:
+    with pytest.raises(OSError, match="tests talk to loopback only"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

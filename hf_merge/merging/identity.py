@@ -18,7 +18,10 @@ def configuration_id(
     codec: CodecSpec,
     cost: float,
 ) -> str:
-    """Returns a configuration's id: `c0359-2f9a1c` for C = 0.359, the digits after the dash from everything that determines it."""
+    """Returns a configuration's id: `c0359-2f9a1c` for C = 0.359.
+
+    The digits after the dash come from everything that determines it: tasks, grouping, method and codec.
+    """
     columns = dict(zip((component.name for component in components), map(list, grouping), strict=True))
     identity = {"tasks": list(tasks), "grouping": columns, "method": method.as_json(), "codec": codec.as_json()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The range of a unit: its smallest and largest weight, whether they are finite, and whether merging made it wider (Eq. 6)."""
+"""The range of a unit: its extremes, whether they are finite, and whether merging made it wider (Eq. 6)."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def extremes(name: str, weight: Tensor, *, by_row: bool = False) -> tuple[Tensor
     """
     if weight.numel() == 0:
         return torch.zeros(()), torch.zeros(())
-    # In numpy, as the blocks of the codec: torch would wake its threads twice per tensor, ten times the work when busy.
+    # In numpy, as the codec's blocks: torch would wake its threads twice per tensor, which costs ten times the work.
     values = weight.numpy() if weight.device.type == "cpu" else weight.cpu().numpy()
     axis = tuple(range(1, values.ndim)) if by_row else None
     low, high = torch.from_numpy(np.asarray(values.min(axis))), torch.from_numpy(np.asarray(values.max(axis)))

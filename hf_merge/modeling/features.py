@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_merge.errors import MalformedChainMap
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.experts import TensorSource
+from hf_merge.merging.experts import TensorSource, find_fault, stored_names
 from hf_merge.modeling.assembly import FeatureModel
 
 
@@ -25,7 +25,6 @@ ALL_LAYERS = -1
 
 _SPEC = CodecSpec.resolve("int8", {"unit": "row", "policy": "always"})
 _CODEC = codecs.get("int8")
-_COMPANIONS = (".scale", ".zero_point")
 
 
 class FeatureExtractor:
@@ -58,12 +57,13 @@ class FeatureExtractor:
 
         Raises:
             ModelMismatch: A tensor that the blocks need is not there, or has another shape.
-            UntrustedContentError: A stored tensor is not what the codec writes.
+            MalformedChainMap: A stored tensor is unknown, or not what the codec writes.
         """
         self.layers, self.tensors = layers, dict(tensors)
         self._device = device or torch.device("cpu")
         self._model = FeatureModel(config, names, trunk, _depth(layers))
-        self._model.set_tensors({name: _decoded(name, tensors).to(self._device) for name in self._model.names})
+        _require_sound(self._model.names, tensors)
+        self._model.set_tensors({name: _CODEC.decode(name, tensors).to(self._device) for name in self._model.names})
         self._model.move_buffers(self._device)
 
     @classmethod
@@ -100,23 +100,20 @@ class FeatureExtractor:
 def base_names(stored: Sequence[str]) -> list[str]:
     """Returns the tensors' own names among stored names, which also hold the scales and zero points of some."""
     known = set(stored)
-    return [name for name in stored if not (name.endswith(_COMPANIONS) and name.rpartition(".")[0] in known)]
+    companions = {name for own in known for name in stored_names(own)[1:]}
+    return [name for name in stored if name not in companions]
 
 
 def _depth(layers: int) -> int | None:
     return None if layers == ALL_LAYERS else layers
 
 
-def _decoded(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Returns a stored weight as float32, refusing what the codec would not have written."""
-    companions = [tensors.get(name + ending) for ending in _COMPANIONS]
-    if tensors[name].dtype == torch.uint8 and any(part is None or not _is_finite(part) for part in companions):
-        raise MalformedChainMap(f"The router's '{name}' lacks a finite scale or zero point.")
-    decoded = _CODEC.decode(name, tensors)
-    if decoded.dtype != torch.float32 or not _is_finite(decoded):
-        raise MalformedChainMap(f"The router's '{name}' is {decoded.dtype} or not finite; float32 or int8 is needed.")
-    return decoded
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+def _require_sound(needed: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    known = {stored for name in needed for stored in stored_names(name)}
+    unknown = sorted(tensors.keys() - known)
+    if unknown:
+        raise MalformedChainMap(f"The router's features hold '{unknown[0]}', which they have no use for.")
+    for name in needed:
+        fault = find_fault(name, tensors)
+        if fault is not None:
+            raise MalformedChainMap(f"The router's feature tensor '{name}' {fault}.")

@@ -1,8 +1,9 @@
-"""The search for the Pareto front (Algorithm 1): k-means start, NSGA-II, a random forest that screens, at most N real evaluations.
+"""The search for the Pareto front (Algorithm 1): k-means start, NSGA-II, a random forest that screens.
 
-Every generation, offspring are screened by predicted performance and exact cost; a few of the predicted front are really
-evaluated and told to the algorithm. All that was evaluated is the archive, and the front is its non-dominated part. One seed
-decides everything, so that the same recipe gives the same archive, and an interrupted run replays its journal to where it was.
+Every generation, offspring are screened by predicted performance and exact cost; a few of the predicted front are
+really evaluated and told to the algorithm. All that was evaluated is the archive, and the front is its non-dominated
+part. One seed decides everything, so that the same recipe gives the same archive, and an interrupted run that repeats
+its first evaluations from memory comes to where it was.
 
 Source: MERGE, arXiv 2602.06552, Algorithm 1; what the paper leaves open is settled in docs/adr/0004-preset-paper.md.
 """
@@ -20,6 +21,9 @@ from hf_merge.searching.nsga2 import Nsga2
 from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
 from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
 from hf_merge.searching.surrogate import Surrogate, screen
+
+
+_SEEDS = 2**32  # scikit-learn takes no larger seed
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,7 @@ class Archive:
     def front(self) -> list[Measured]:
         """Returns the non-dominated configurations, by rising cost."""
         costs, performances = zip(*(entry.objectives for entry in self.measured), strict=True)
-        return sorted(
-            (self.measured[index] for index in non_dominated(costs, performances)), key=lambda entry: entry.objectives
-        )
+        return [self.measured[index] for index in non_dominated(costs, performances)]
 
 
 class Evaluates(Protocol):
@@ -96,7 +98,7 @@ def run_search(
     reference: Reference,
     on_evaluation: Callable[[Measured, float], None] = lambda measured, volume: None,
 ) -> Archive:
-    """Returns the archive of a search.
+    """Returns the archive of a search; it ends early where the space is exhausted.
 
     Args:
         space: The configurations to choose among.
@@ -106,24 +108,31 @@ def run_search(
         reference: The box of the hypervolume.
         on_evaluation: Called after each real evaluation with its result and the hypervolume reached so far.
     """
-    draw = kmeans_population(space, grams, settings.population, settings.seed) if settings.kmeans else None
-    initial = draw or random_population(space, settings.population, settings.seed)
-    brood = settings.offspring if settings.surrogate else settings.population
-    algorithm = Nsga2(space, initial, settings.population, brood, settings.seed)
+    algorithm = _started(space, grams, settings)
     rng = np.random.default_rng([settings.seed, 1])
     measured: list[Measured] = []
     history: list[tuple[int, float]] = []
     while len(measured) < settings.evaluations and (candidates := algorithm.ask()):
         chosen = _choose(candidates, measured, space, evaluator, settings, rng)[: settings.evaluations - len(measured)]
-        fresh = []
+        volume = 0.0
         for configuration in chosen:
-            fresh.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
-            measured.append(fresh[-1])
-            on_evaluation(fresh[-1], hypervolume([entry.objectives for entry in measured], reference))
-        costs, performances = zip(*(entry.objectives for entry in fresh), strict=True)
-        algorithm.tell([entry.configuration for entry in fresh], costs, performances)
-        history.append((len(measured), hypervolume([entry.objectives for entry in measured], reference)))
+            measured.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
+            volume = hypervolume([entry.objectives for entry in measured], reference)
+            on_evaluation(measured[-1], volume)
+        costs, performances = zip(*(entry.objectives for entry in measured[-len(chosen) :]), strict=True)
+        algorithm.tell(chosen, costs, performances)
+        history.append((len(measured), volume))
     return Archive(tuple(measured), tuple(history), reference)
+
+
+def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:
+    """Returns the algorithm with its first generation."""
+    if settings.kmeans:
+        initial = kmeans_population(space, grams, settings.population, settings.seed)
+    else:
+        initial = random_population(space, settings.population, settings.seed)
+    offspring = settings.offspring if settings.surrogate else settings.population
+    return Nsga2(space, initial, settings.population, offspring, settings.seed)
 
 
 def _choose(
@@ -137,7 +146,7 @@ def _choose(
     """Returns which candidates to evaluate for real: all of the first generation, then what the surrogate picks."""
     if not measured or not settings.surrogate:
         return list(candidates)
-    forest = Surrogate(settings.seed + len(measured))
+    forest = Surrogate((settings.seed + len(measured)) % _SEEDS)
     known = np.stack([space.features(entry.configuration) for entry in measured])
     forest.fit(known, [entry.evaluation.performance for entry in measured])
     mean, spread = forest.predict(np.stack([space.features(candidate) for candidate in candidates]))
@@ -146,6 +155,11 @@ def _choose(
 
 
 def normalised_performance(scores: Mapping[str, float], individual: Mapping[str, float]) -> float:
-    """Returns the mean over tasks of the score over the fine-tune's own; tasks whose fine-tune scores 0 or less are left out."""
+    """Returns the mean over tasks of the score over the fine-tune's own, 0.0 where there is nothing to compare with.
+
+    Args:
+        scores: The score of every task.
+        individual: The fine-tunes' own; tasks with 0 or less are left out.
+    """
     ratios = [scores[task] / own for task, own in individual.items() if own > 0]
     return sum(ratios) / len(ratios) if ratios else 0.0

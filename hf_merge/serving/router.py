@@ -17,6 +17,7 @@ from hf_merge.errors import InputError, MalformedChainMap
 
 
 _DROPOUT, _BATCH = 0.5, 64
+_NET = "net."
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Router:
         """Takes a router's tensors, as `tensors` gave them.
 
         Raises:
-            MalformedChainMap: A tensor is missing, of another type or shape, or holds what no training gives.
+            MalformedChainMap: A tensor is missing, unknown, of another type or shape, or of impossible values.
         """
         mean, last = tensors.get("mean"), tensors.get("net.8.bias")
         if mean is None or last is None or mean.ndim != 1 or last.ndim != 1:
@@ -55,15 +56,19 @@ class Router:
         with torch.device("meta"):  # neither memory nor random numbers for weights that come from outside
             self._net = _network(self.width, self.tasks).eval()
             like = torch.empty(self.width)
-        weights = self._net.state_dict()
-        for name, expected in {"mean": like, "deviation": like, **{f"net.{n}": w for n, w in weights.items()}}.items():
-            _require_sound(name, tensors.get(name), expected)
+        weights = {f"{_NET}{name}": value for name, value in self._net.state_dict().items()}
+        expected = {"mean": like, "deviation": like, **weights}
+        unknown = sorted(tensors.keys() - expected.keys())
+        if unknown:
+            raise MalformedChainMap(f"The router has no use for its tensor '{unknown[0]}'.")
+        for name, pattern in expected.items():
+            _require_sound(name, tensors.get(name), pattern)
         self._mean, self._deviation = mean, tensors["deviation"]
-        self._net.load_state_dict({name: tensors[f"net.{name}"] for name in weights}, assign=True)
+        self._net.load_state_dict({name.removeprefix(_NET): tensors[name] for name in weights}, assign=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns everything the router is, by name."""
-        weights = {f"net.{name}": value for name, value in self._net.state_dict().items()}
+        weights = {f"{_NET}{name}": value for name, value in self._net.state_dict().items()}
         return {"mean": self._mean, "deviation": self._deviation, **weights}
 
     @torch.inference_mode()
@@ -119,7 +124,7 @@ def fit(
         optimiser = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
         for _ in range(settings.epochs):
             on_epoch(_epoch(net, optimiser, rows, labels))
-    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    weights = {f"{_NET}{name}": value for name, value in net.state_dict().items()}
     return Router({"mean": mean, "deviation": deviation, **weights})
 
 

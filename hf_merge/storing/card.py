@@ -17,7 +17,7 @@ _INK, _PAPER, _FRONT, _CONTROL, _LEVEL = "#1f2430", "#ffffff", "#2563eb", "#d977
 
 
 def plot_front(front: Front) -> bytes:
-    """Returns the Pareto plot as PNG bytes: storage against performance, controls, budgets and the fine-tunes' own level."""
+    """Returns the Pareto plot as PNG bytes: storage against performance, controls, budgets, the fine-tunes' level."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,7 +73,8 @@ def member_card(chain_map: ChainMap, front: Front) -> str:
 
 # {chain_map.id}
 
-One configuration of a merge of {len(chain_map.tasks)} fine-tunes ({names}) of `{chain_map.base.repo}`, component by component.
+One configuration of a merge of {len(chain_map.tasks)} fine-tunes ({names})
+of `{chain_map.base.repo}`, component by component.
 It stores {len(chain_map.experts)} experts and costs C = {chain_map.cost:.4f} of one full-precision base model.
 
 ```python

@@ -21,14 +21,12 @@ from hf_merge.merging.components import Shape, depth_of
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.shards import find_shards
 from hf_merge.storing.strict_json import quote, read_json
+from hf_merge.storing.tensor_names import present_name, weights_of
 from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
-_BUFFER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|num_batches_tracked)$|\.attn\.(bias|masked_bias)$")
-_TIED = re.compile(r"(^|\.)(lm_head|embed_tokens|embed_out|decoder)\.weight$")
-_SOURCE = re.compile(r"(^|\.)(shared|wte|word_embeddings|embed_tokens)\.weight$")
 # What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
 _STRUCTURE = frozenset(
     {
@@ -66,7 +64,7 @@ class Checkpoint:
             self.close()
             raise
         everything = {name: spec for name, (_, spec) in self._home.items()}
-        self.specs: dict[str, TensorSpec] = _weights(everything, self.config)
+        self.specs: dict[str, TensorSpec] = weights_of(everything, self.config)
         self.trunk = trunk_of(self.specs)
 
     def __enter__(self) -> Self:
@@ -90,8 +88,8 @@ class Checkpoint:
     def digest(self) -> str:
         """Returns the SHA-256 over its weight files, in the order of their names."""
         joined = hashlib.sha256()
-        for name in sorted(self._files):
-            joined.update(bytes.fromhex(sha256_of(self._files[name].path)))
+        for path in sorted(file.path for file in self._files):
+            joined.update(bytes.fromhex(sha256_of(path)))
         return joined.hexdigest()
 
     def backbone(self) -> dict[str, str]:
@@ -107,7 +105,7 @@ class Checkpoint:
         for path in shards.paths:
             opened = SafetensorsFile(path)
             self._files.append(opened)
-            found = {_present(name): (opened, spec) for name, spec in opened.specs.items()}
+            found = {present_name(name): (opened, spec) for name, spec in opened.specs.items()}
             doubled = self._home.keys() & found.keys()
             if doubled or len(found) < len(opened.specs):
                 raise CheckpointDamaged(
@@ -115,7 +113,7 @@ class Checkpoint:
                 )
             self._home |= found
         for name, file in shards.index.items():
-            held = self._home.get(_present(name))
+            held = self._home.get(present_name(name))
             if held is None or held[0].path.name != file:
                 raise CheckpointDamaged(
                     f"{self.source}: the index promises {quote(name)} in {file}, which does not hold it. "
@@ -245,25 +243,6 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointDamaged(f"{source}: config.json names no model_type, so the architecture is unknown.")
     return config
-
-
-def _present(name: str) -> str:
-    """Returns the name that transformers gives a tensor today: old checkpoints have norms with gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _weights(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    """Returns the specs without buffers (which the model computes itself) and without copies of a tied embedding."""
-    kept = {name: spec for name, spec in specs.items() if not _BUFFER.search(name)}
-    if not config.get("tie_word_embeddings", True):
-        return kept
-    sources = sorted((name for name in kept if _SOURCE.search(name)), key=lambda name: ("shared" not in name, name))
-    tied = {
-        name
-        for name in kept
-        if sources and name != sources[0] and _TIED.search(name) and kept[name].shape == kept[sources[0]].shape
-    }
-    return {name: spec for name, spec in kept.items() if name not in tied}
 
 
 def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_merge.errors import BudgetTooSmall, MalformedChainMap, UnknownFormatVersion
 from hf_merge.merging.grouping import Grouping, Partition, is_canonical
@@ -22,6 +22,7 @@ from hf_merge.storing.strict_json import dumps, loads
 FORMAT_VERSION = 1
 ORIGIN = "front.json"
 _MOST_SETTINGS, _MOST_CONTROLS = 64, 8
+_Value = TypeVar("_Value")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -271,9 +272,9 @@ def _point_document(point: FrontPoint, front: Front) -> dict[str, Any]:
     return vars(point) | {"scores": _in_order(point.scores, list(front.tasks)), "grouping": grouping}
 
 
-def _in_order(scores: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
-    """Returns scores in the order of the tasks, what is no task at the end."""
-    return dict(sorted(scores.items(), key=lambda item: tasks.index(item[0]) if item[0] in tasks else len(tasks)))
+def _in_order(values: Mapping[str, _Value], tasks: Sequence[str]) -> dict[str, _Value]:
+    """Returns values in the order of the tasks, what is no task at the end."""
+    return dict(sorted(values.items(), key=lambda item: tasks.index(item[0]) if item[0] in tasks else len(tasks)))
 
 
 def _named_first(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""`hf-merge build`: the configurations of a front become member folders, each complete in itself, and the family gets its router."""
+"""`hf-merge build`: the configurations of a front become member folders, and the family gets its router."""
 
 import logging
 from collections.abc import Mapping, Sequence
-
 from pathlib import Path
 
 import torch
@@ -11,12 +10,12 @@ from tqdm import tqdm
 from hf_merge.errors import InputError, RunFolderError, nearest
 from hf_merge.modeling.assembly import skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
-from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import ExpertBuilder
 from hf_merge.searching.pareto import thin
 from hf_merge.searching.tasks import Rows, TaskData
 from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit
 from hf_merge.serving.router_file import load_router, router_tensors
+from hf_merge.storing import disk
 from hf_merge.storing import front as fronts
 from hf_merge.storing.card import member_card
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
@@ -27,7 +26,8 @@ from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
 from hf_merge.workflow.project import Project, Reader, load_rows, open_project
-from hf_merge.workflow.search import FRONT_FILE, RECIPE_FILE, new_builder
+from hf_merge.workflow.run_folder import FRONT_FILE, LOCK_FILE, RECIPE_FILE, read_run
+from hf_merge.workflow.search import new_builder
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def build(
     chosen = choose_points(front, configs, max_configs)
     with open_project(recipe) as project:
         _require_same_sources(project, front)
-        family_folder.mkdir(parents=True, exist_ok=True)
+        with disk.naming(family_folder):
+            family_folder.mkdir(parents=True, exist_ok=True)
         _require_ours(family_folder, run)
         with FolderLock(family_folder):
             if family_folder != run:
@@ -70,23 +71,6 @@ def build(
             builder = new_builder(project)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder) for point in bar]
-
-
-def read_run(run: Path) -> tuple[Front, Recipe]:
-    """Returns front and recipe of a run folder whose search has ended.
-
-    Raises:
-        RunFolderError: There is no such run, or its search has not ended.
-    """
-    if not (run / RECIPE_FILE).is_file():
-        raise RunFolderError(
-            f"{run} is no run folder of hf-merge: it holds no {RECIPE_FILE}. Give the --out of a search."
-        )
-    if not (run / FRONT_FILE).is_file():
-        raise RunFolderError(
-            f"The search in {run} has not ended: it holds no {FRONT_FILE}. Continue it with --resume."
-        )
-    return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
 
 
 def choose_points(front: Front, configs: Sequence[str], max_configs: int | None) -> list[FrontPoint]:
@@ -108,7 +92,7 @@ def choose_points(front: Front, configs: Sequence[str], max_configs: int | None)
 def train_router(
     project: Project, data: Mapping[str, TaskData], progress: bool
 ) -> tuple[Router, FeatureExtractor, dict[str, float]]:
-    """Returns the router of a family, the eyes it sees with, and its accuracy per task on the search rows, which it never saw."""
+    """Returns the router of a family, its eyes, and its accuracy per task on the search rows, which it never saw."""
     reader, recipe = Reader(project), project.recipe
     layers = recipe.router.layers
     depth = {"all": ALL_LAYERS, "auto": 0 if project.kind == "text" else ALL_LAYERS}.get(str(layers))
@@ -227,7 +211,7 @@ def _base(project: Project) -> BaseRef:
 
 
 def _require_same_sources(project: Project, front: Front) -> None:
-    """Raises RunFolderError where a checkpoint's weights changed since the search: the scores would belong to others."""
+    """Raises RunFolderError where a checkpoint changed since the search: the scores would be another's."""
     searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
     changed = [name for name, digest in project.family.digests().items() if searched.get(name) != digest]
     if changed:
@@ -242,7 +226,7 @@ def _require_ours(folder: Path, run: Path) -> None:
     foreign = [
         path.name
         for path in folder.iterdir()
-        if path.name not in (RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, ".lock")
+        if path.name not in (RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, LOCK_FILE)
     ]
     if foreign:
         raise RunFolderError(

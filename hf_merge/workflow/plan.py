@@ -17,7 +17,7 @@ from hf_merge.searching.space import SearchSpace
 from hf_merge.workflow.project import Project, open_project
 
 
-# Measured on Linux with the versions of pyproject.toml: Python, torch, transformers, datasets, scikit-learn and pymoo imported.
+# Measured on Linux with the versions of pyproject.toml: Python with torch, transformers, datasets, sklearn and pymoo.
 _IMPORTS_BYTES = 900 * 10**6
 _TOKENS, _PATCHES = 32, 256
 _PROBE = 768
@@ -134,7 +134,7 @@ def _uniform_cost(project: Project, partition: tuple[int, ...]) -> float:
 
 
 def _memory(project: Project) -> int:
-    """Returns the peak: one assembled model, as much in encoded experts, and base, member, accumulators of one component."""
+    """Returns the peak: one assembled model, as much in encoded experts, and one component's base and accumulators."""
     largest = max(
         sum(prod(project.family.shapes[name]) for name in component.tensors) for component in project.components
     )
@@ -144,7 +144,7 @@ def _memory(project: Project) -> int:
 
 
 def _forward_seconds(project: Project, positions: int) -> float:
-    """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the machine's speed in matrix products."""
+    """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the speed of matrix products."""
     search = project.recipe.search
     inside = sum(prod(shape) for name, shape in project.family.shapes.items() if depth_of(name) is not None)
     rows = search.validation_rows * len(project.family.tasks) * search.evaluations
@@ -152,7 +152,7 @@ def _forward_seconds(project: Project, positions: int) -> float:
 
 
 def _flops_per_second() -> float:
-    """Returns the speed of a float32 matrix product here; models reach about half of it, which is taken into account."""
+    """Returns the speed that models reach here: about half that of a float32 matrix product, which is timed."""
     matrix = np.ones((_PROBE, _PROBE), dtype=np.float32)
     matrix @ matrix
     start = time.perf_counter()

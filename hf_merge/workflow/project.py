@@ -1,4 +1,4 @@
-"""A recipe made concrete: sources pulled and pinned, checkpoints opened and aligned, components cut, rows read and batched."""
+"""A recipe made concrete: sources pulled and pinned, checkpoints aligned, components cut, rows read and batched."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -162,7 +162,7 @@ def _open(source: str, revision: str | None, opened: list[Checkpoint]) -> Checkp
 
 
 def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Recipe:
-    """Returns the recipe with every Hub source pinned to the commit that was pulled, and every local path made absolute."""
+    """Returns the recipe with every Hub source pinned to the commit that was pulled, every local path absolute."""
     tasks = tuple(
         task.model_copy(
             update={

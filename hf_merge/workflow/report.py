@@ -1,8 +1,8 @@
 """`hf-merge report` and `hf-merge eval`: what configurations score on test rows, with the task known and with routing.
 
-The search chose on validation rows; here configurations meet rows that nothing was fitted on. A row that the router sends to
-another task is answered by that task's head, in another label space: it counts as wrong, and in a regression as the mean of the
-rows that were answered, which says nothing about it.
+The search chose on validation rows; here configurations meet rows that nothing was fitted on. A row that the router
+sends to another task is answered by that task's head, in another label space: it counts as wrong, and in a regression
+as the mean of the rows that were answered, which says nothing about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,15 @@ from hf_merge.searching.metrics import score
 from hf_merge.searching.search import normalised_performance
 from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel, choose_member
+from hf_merge.storing import hub
 from hf_merge.storing.card import plot_front
 from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.strict_json import dumps
-from hf_merge.workflow.build import ROUTER_FILE, read_run, read_router
+from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.search import RECIPE_FILE, new_builder
+from hf_merge.workflow.run_folder import RECIPE_FILE, read_run
+from hf_merge.workflow.search import new_builder
 
 
 REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
@@ -45,7 +47,7 @@ class Scores:
         validation: P on the validation rows that the search saw.
         oracle: P on test rows, the task known.
         routed: P on test rows, the task found by the router; None without routing.
-        oracle_normalised: Mean over tasks of the oracle score over the fine-tune's own; None where that was not measured.
+        oracle_normalised: Mean over tasks of the oracle score over the fine-tune's own; None where not measured.
         routed_normalised: The same for the routed scores.
         oracle_scores: The oracle score of every task.
         routed_scores: The routed score of every task; empty without routing.
@@ -99,10 +101,10 @@ def report(run: Path, *, progress: bool = True) -> Report:
 def evaluate(
     folder: Path, budget: float | str | None = None, *, recipe: Path | None = None, progress: bool = True
 ) -> tuple[Scores, dict[str, float]]:
-    """Returns what one member scores on test rows, measured through `MergeModel` itself, and the router's accuracy per task.
+    """Returns what one member scores on test rows, through `MergeModel` itself, and the router's accuracy per task.
 
     Args:
-        folder: A member folder, or a family folder from which the best member within the budget is taken.
+        folder: A member folder, a Hub repo of one, or a family folder, whose best member within the budget is taken.
         budget: As in `MergeModel.from_pretrained`.
         recipe: The recipe that describes the test rows; by default that of the run which the member lies in.
         progress: Show progress on stderr.
@@ -110,23 +112,26 @@ def evaluate(
     Raises:
         InputError: No recipe is given and none lies beside the member, or it describes other tasks.
     """
-    member = choose_member(folder, budget)
+    member = choose_member(hub.pull_member(folder).folder, budget)
     model = MergeModel(member)
     described = Recipe.load(recipe or _recipe_beside(member.folder))
     metrics = {task.name: task.metric for task in described.tasks}
     missing = [task for task in model.tasks if task not in metrics]
     if missing:
         raise InputError(
-            f"The recipe describes no data for task '{missing[0]}' of {member.chain_map.id}; give another with --recipe."
+            f"The recipe describes no data for task '{missing[0]}' of {member.chain_map.id}; "
+            "give another with --recipe."
         )
     rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
     oracle, routed, accuracy = {}, {}, {}
     for index, task in enumerate(tqdm(model.tasks, desc="eval", unit="task", disable=not progress)):
         inputs, labels = _inputs(rows[task]), rows[task].labels
-        known = predictions(model.outputs(inputs, task=task).logits[:, : model.heads[task].num_labels])
-        free = model.outputs(inputs)
+        size = described.search.batch_size
+        labels_of_task = slice(model.heads[task].num_labels)
+        known = predictions(model.outputs(inputs, task=task, batch_size=size).logits[:, labels_of_task])
+        free = model.outputs(inputs, batch_size=size)
         own = (free.task_ids == index).numpy()
-        answers = predictions(free.logits[:, : model.heads[task].num_labels])
+        answers = predictions(free.logits[:, labels_of_task])
         oracle[task] = score(metrics[task], known, labels)
         routed[task] = score(metrics[task], as_routed(answers, own), labels)
         accuracy[task] = float(own.mean())
@@ -147,7 +152,7 @@ def evaluate(
 
 
 def as_routed(answers: NDArray[np.generic], own: NDArray[np.bool_]) -> NDArray[np.generic]:
-    """Returns a task's predictions [rows] as scored under routing: only rows in `own` were answered by the task's own head."""
+    """Returns a task's predictions [rows] as scored under routing: only rows in `own` met the task's own head."""
     if np.issubdtype(answers.dtype, np.floating):
         return np.where(own, answers, answers[own].mean() if own.any() else 0.0)
     return np.where(own, answers, _NOBODY)
@@ -164,6 +169,7 @@ class _Measurement:
         runs = task_runs(project, rows, reader)
         self._evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
         self._own = self._routed_rows(run)
+        self._answers: dict[tuple[str, Chain], NDArray[np.generic]] = {}
 
     def report(self) -> Report:
         """Returns the table: the fine-tunes first, then the controls, then the front."""
@@ -193,7 +199,7 @@ class _Measurement:
         oracle, routed = {}, {}
         for task, chain in chains.items():
             run = self._evaluator.runs[task]
-            answers = predictions(self._evaluator.logits(task, chain))
+            answers = self._predicted(task, chain)
             oracle[task] = score(run.metric, answers, run.labels)
             routed[task] = score(run.metric, as_routed(answers, self._own[task]), run.labels)
         reference = own or oracle
@@ -209,6 +215,12 @@ class _Measurement:
             oracle_scores=oracle,
             routed_scores=routed,
         )
+
+    def _predicted(self, task: str, chain: Chain) -> NDArray[np.generic]:
+        """Returns a task's predictions under a chain; configurations that share the chain share them."""
+        if (task, chain) not in self._answers:
+            self._answers[task, chain] = predictions(self._evaluator.logits(task, chain))
+        return self._answers[task, chain]
 
     def _chains(self, point: FrontPoint) -> dict[str, Chain]:
         return {task: self._evaluator.builder.chain(point.grouping, task) for task in self._front.tasks}

@@ -1,4 +1,4 @@
-"""`hf-merge show` and the inputs of `hf-merge predict`: what a folder holds, and what a word on the command line is."""
+"""`hf-merge show` and the inputs of `hf-merge predict`: what a folder holds, and what words stand for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_merge.storing import front as fronts
 from hf_merge.storing import hub
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import MAP_FILE, Member
-from hf_merge.workflow.search import FRONT_FILE, RECIPE_FILE
+from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, unfinished
 from hf_merge.workflow.tables import front_json, front_table, text_table
 
 
@@ -28,14 +28,12 @@ def show(path: Path) -> tuple[dict[str, Any], str]:
         front = fronts.read(path / FRONT_FILE)
         return front_json(front), front_table(front)
     if (path / RECIPE_FILE).is_file():
-        raise RunFolderError(
-            f"The search in {path} has not ended: it holds no {FRONT_FILE}. Continue it with --resume."
-        )
+        raise RunFolderError(unfinished(path))
     raise RunFolderError(f"{path} holds neither {FRONT_FILE} nor {MAP_FILE}. Give a run, family or member folder.")
 
 
 def read_inputs(model: MergeModel, words: Sequence[str]) -> list[Any]:
-    """Returns the inputs that command-line words stand for: texts as they are, image files opened; `A ||| B` is a pair of texts.
+    """Returns the inputs that words stand for: texts as they are (`A ||| B` is a pair of texts), image files opened.
 
     Raises:
         InputError: A file is no image.

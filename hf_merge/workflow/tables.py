@@ -40,10 +40,10 @@ def front_table(front: Front) -> str:
     ]
     own = sum(front.individual.values()) / len(front.individual)
     head = (
-        f"{len(front.tasks)} fine-tunes of {front.base} ({front.parameters:,} parameters), granularity {front.granularity}, "
-        f"{_settings(front.method)}, {_settings(front.codec)}\n"
-        f"{front.history[-1][0]} evaluations, hypervolume {front.hypervolume:.4f} of the box up to C = {front.reference[0]:.4f}, "
-        f"P = {front.reference[1]:.4f}\n"
+        f"{len(front.tasks)} fine-tunes of {front.base} ({front.parameters:,} parameters), "
+        f"granularity {front.granularity}, {_settings(front.method)}, {_settings(front.codec)}\n"
+        f"{front.history[-1][0]} evaluations, hypervolume {front.hypervolume:.4f} of the box up to "
+        f"C = {front.reference[0]:.4f}, P = {front.reference[1]:.4f}\n"
         f"individual fine-tunes at full precision: P = {own:.4f} at C above {len(front.tasks)}\n"
     )
     return head + "\n" + text_table(("configuration", "control", "C", "MB", "P validation", "% of individual"), rows)
@@ -72,13 +72,13 @@ def plan_table(plan: Plan) -> str:
         f"base {plan.base}: {plan.model_type}, {plan.parameters:,} parameters, {plan.blocks} blocks{left}\n"
         f"{len(plan.tasks)} tasks, parameters of their heads: {heads}\n\n"
         + text_table(("component", "tensors", "parameters", "roles"), rows)
-        + f"\n\ncost of the extremes, if every tensor passes the range criterion: all merged C = {plan.cost_all_merged:.4f}, "
-        f"all separate C = {plan.cost_all_separate:.4f}\n"
+        + "\n\ncost of the extremes, if every tensor passes the range criterion: "
+        f"all merged C = {plan.cost_all_merged:.4f}, all separate C = {plan.cost_all_separate:.4f}\n"
         f"{plan.evaluations} of {plan.configurations:,} configurations will be evaluated\n"
         f"disk: {least / 1e6:.0f} MB (cheapest) to {most / 1e6:.0f} MB (dearest) per configuration built\n"
         f"memory: about {plan.memory_bytes / 1e9:.1f} GB\n"
-        f"time: about {_duration(plan.forward_seconds)} of forward passes at {plan.assumed_positions} positions a row, "
-        "before chains met twice are taken from memory"
+        f"time: about {_duration(plan.forward_seconds)} of forward passes at {plan.assumed_positions} positions a "
+        "row, before chains met twice are taken from memory"
     )
 
 

@@ -263,14 +263,18 @@ class TestCriterion:
         ("factor", "quantised"), [(1.0, True), (1 - 5e-7, True), (2.0, True), (1 - 2e-6, False), (0.5, False)]
     )
     def test_a_range_may_not_grow_beyond_rounding(self, unit: str, factor: float, quantised: bool) -> None:
-        stored = encoded(self.weight, self._range(self.weight, unit) * factor, unit=unit)
+        stored = encoded(self.weight, self._range(self.weight, unit) * factor, policy="criterion", unit=unit)
         assert (stored[NAME].dtype == torch.uint8) == quantised
         assert quantised or stored[NAME] is self.weight
 
     def test_one_row_that_grew_keeps_the_whole_tensor(self) -> None:
         ranges = self._range(self.weight, "row")
         ranges[2] *= 0.9
-        assert encoded(self.weight, ranges, unit="row")[NAME].dtype == torch.float32
+        assert encoded(self.weight, ranges, policy="criterion", unit="row")[NAME].dtype == torch.float32
+
+    @both_units
+    def test_it_is_not_asked_unless_the_recipe_wants_it(self, unit: str) -> None:
+        assert encoded(self.weight, self._range(self.weight, unit) / 2, unit=unit)[NAME].dtype == torch.uint8
 
     @both_units
     def test_policies_overrule_it(self, unit: str) -> None:
@@ -287,8 +291,8 @@ class TestCriterion:
         ranges = torch.stack([self._range(each.double(), "tensor") for each in sources]).mean()
         if 0 < ranges < 1e-37:
             return  # subnormal means are rounded by more than the tolerance
-        assert encoded(mean, ranges, unit="tensor")[NAME].dtype == torch.uint8
+        assert encoded(mean, ranges, policy="criterion", unit="tensor")[NAME].dtype == torch.uint8
 
     def test_ranges_of_other_units_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"source_range is \(\) where the units are \(6,\)"):
-            encoded(self.weight, torch.tensor(1.0), unit="row")
+            encoded(self.weight, torch.tensor(1.0), policy="criterion", unit="row")

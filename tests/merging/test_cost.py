@@ -212,7 +212,7 @@ def test_budgets(budget: object, expected: float | None) -> None:
      b"1", 10**400, "9" * 400],
 )  # fmt: skip
 def test_what_is_no_budget(budget: object) -> None:
-    with pytest.raises(BudgetError, match="1.0 is one full-precision base model") as refusal:
+    with pytest.raises(BudgetError, match=r"1\.0 is one full-precision base model") as refusal:
         parse_budget(budget, 1_000_000)
     assert len(str(refusal.value)) < 300
 

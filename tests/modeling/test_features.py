@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_merge.errors import MalformedChainMap, ModelMismatch, UntrustedContentError
+from hf_merge.errors import MalformedChainMap, ModelMismatch
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
 from hf_merge.storing.checkpoints import Family
 from tests.modeling.test_assembly import PAD, batch_of, opened
@@ -104,8 +104,15 @@ def test_tensors_that_the_codec_would_not_write_are_refused(bert: Family) -> Non
         {"embeddings.LayerNorm.bias": torch.zeros(WIDTH, dtype=torch.int64)},
         {"embeddings.LayerNorm.bias": torch.full((WIDTH,), torch.nan)},
     ):
-        with pytest.raises(UntrustedContentError, match=r"'embeddings\."):
+        with pytest.raises(MalformedChainMap, match=r"feature tensor 'embeddings\."):
             loaded(bert, good | changes)
+
+
+def test_tensors_that_nothing_needs_are_refused(bert: Family) -> None:
+    good = extractor(bert).tensors
+    for name in ("pooler.dense.bias", "embeddings.LayerNorm.bias.more", "encoder.layer.0.output.dense.bias"):
+        with pytest.raises(MalformedChainMap, match=f"'{name}', which they have no use for"):
+            loaded(bert, good | {name: torch.zeros(WIDTH)})
 
 
 def test_missing_or_misshapen_tensors_are_refused(bert: Family) -> None:
@@ -116,7 +123,7 @@ def test_missing_or_misshapen_tensors_are_refused(bert: Family) -> None:
     with pytest.raises(ModelMismatch, match=r"has shape \[3\]"):
         loaded(bert, good | {"embeddings.LayerNorm.bias": torch.zeros(3)})
     without_scale = {name: tensor for name, tensor in good.items() if not name.endswith(".scale")}
-    with pytest.raises(MalformedChainMap, match="lacks a finite scale"):
+    with pytest.raises(MalformedChainMap, match="uint8 without scale"):
         loaded(bert, without_scale)
 
 

@@ -132,6 +132,8 @@ def test_features_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
         ("net.8.bias", None),
         ("net.8.bias", torch.zeros(4)),
         ("net.8.bias", torch.tensor(1.0)),
+        ("net.9.bias", torch.zeros(3)),
+        ("other", torch.zeros(3)),
     ],
 )
 def test_damaged_tensors_are_refused(name: str, damaged: Tensor | None) -> None:

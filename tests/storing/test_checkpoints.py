@@ -202,6 +202,20 @@ def test_shards_read_like_one_file(layout: str, tiny_family: Build, stack: ExitS
     assert all(torch.equal(cut.base.read(name), whole.base.read(name)) for name in whole.shapes)
 
 
+def test_digests_tell_checkpoints_apart(tiny_family: Build, stack: ExitStack, tmp_path: Path) -> None:
+    tiny = tiny_family("bert")
+    digests = open_tiny(stack, tiny).digests()
+    assert list(digests) == ["base", *(f"task {name}" for name in tiny.tasks)]
+    assert len(set(digests.values())) == len(digests)
+    shutil.copytree(tiny.base, tmp_path / "copy")
+    copy = stack.enter_context(Checkpoint("copy", tmp_path / "copy"))
+    assert copy.digest() == digests["base"]
+    tensors = weights(tmp_path / "copy")
+    tensors["embeddings.LayerNorm.bias"][0] += 1
+    save_file(tensors, tmp_path / "copy" / "model.safetensors")
+    assert copy.digest() != digests["base"]
+
+
 def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a": torch.ones(2)})
     (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")

@@ -138,6 +138,8 @@ HOSTILE: dict[str, tuple[Edit, type[InputError], str]] = {
     "no tasks": (lambda top: top.update(tasks={}), MalformedChainMap, "tasks: is empty"),
     "same component": (lambda top: top.update(components=["mlp", "mlp"]), MalformedChainMap, "a component twice"),
     "branch": (lambda top: top.update(revision="main"), MalformedChainMap, "revision: 'main' is no commit"),
+    "no digest": (lambda top: top.update(base_sha256="1F" * 32), MalformedChainMap, "base_sha256: "),
+    "task undigested": (lambda top: top["task_sha256"].pop("trec"), MalformedChainMap, "task_sha256: lacks 'trec'"),
     "path": (lambda top: top["points"][0].update(id="../../etc"), UnsafeName, r"points\[0\]\.id"),
     "same id": (
         lambda top: top["points"][0].update(id="c0400-bbbbbb"),

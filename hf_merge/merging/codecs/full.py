@@ -6,8 +6,8 @@ from math import prod
 from torch import Tensor
 
 from hf_merge.merging.codecs import Codec
-from hf_merge.merging.ranges import extremes
 from hf_merge.merging.components import Shape
+from hf_merge.merging.ranges import extremes
 from hf_merge.merging.settings import Settings
 
 

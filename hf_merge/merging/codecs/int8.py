@@ -27,8 +27,8 @@ from torch import Tensor
 
 from hf_merge.errors import UntrustedContentError
 from hf_merge.merging.codecs import Codec
-from hf_merge.merging.ranges import extremes, is_within
 from hf_merge.merging.components import Shape, keeps_full_precision
+from hf_merge.merging.ranges import extremes, is_within
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
@@ -161,5 +161,5 @@ CODEC = Codec(
             help="When a merged tensor is quantised: where its range did not grow (Eq. 6), always, or never.",
         ),
     ),
-    summary="Matrices in 8 bits (with policy criterion only where merging did not widen their range), the rest in float32.",
+    summary="Matrices in 8 bits (policy criterion: only where merging did not widen them), the rest in float32.",
 )

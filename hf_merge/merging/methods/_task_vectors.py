@@ -20,8 +20,8 @@ BLOCK = 1 << 16  # entries in a block: intermediate results stay in the cache
 def subtract_(weights: Tensor, base: Tensor) -> Tensor:
     """Returns `weights - base` in the memory of `weights`, both [n] float32.
 
-    Here and below numpy does the arithmetic on the tensors' own memory: torch wakes its threads for every tensor, which on a busy
-    machine costs ten times the work.
+    Here and below numpy does the arithmetic on the tensors' own memory: torch wakes its threads for every tensor,
+    which on a busy machine costs ten times the work.
     """
     np.subtract(weights.numpy(), base.numpy(), out=weights.numpy())
     return weights

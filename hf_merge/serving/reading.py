@@ -1,0 +1,77 @@
+"""What a user gives becomes batches: texts, pairs of texts, or images, by the tokenizer or processor of a member."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from hf_merge.errors import InputError
+from hf_merge.modeling.assembly import Kind
+from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+
+
+class InputReader:
+    """The tokenizer or image processor of a member folder; threads may share it.
+
+    Attributes:
+        pad_token_id: What the tokenizer pads with; None for images.
+    """
+
+    def __init__(self, folder: Path, kind: Kind, max_length: int | None) -> None:
+        """Loads the reader of a folder whose model reads `kind`, and cuts texts to `max_length` tokens.
+
+        Raises:
+            CheckpointDamaged: The folder holds no readable tokenizer or processor.
+            UntrustedContentError: It asks for code of its own.
+        """
+        self._kind, self._max_length = kind, max_length
+        self._tokenizer = load_tokenizer(folder) if kind == "text" else None
+        self._processor = load_image_processor(folder) if kind == "image" else None
+        self._lock = Lock()  # a tokenizer holds how it cuts and pads from one call to the next
+        self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
+
+    def batches(self, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Batch]]]:
+        """Yields positions and batches of the inputs of each shape: single texts (or images), and pairs of texts.
+
+        The rows of the batches count within the positions.
+
+        Raises:
+            InputError: An input is of another kind than the model reads, or `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more.")
+        self._require_kind(inputs)
+        pairs = [index for index, item in enumerate(inputs) if isinstance(item, tuple | list)]
+        singles = sorted(set(range(len(inputs))) - set(pairs))
+        if singles:
+            yield singles, self._arranged([inputs[index] for index in singles], None, batch_size)
+        if pairs:
+            first, second = map(list, zip(*(inputs[index] for index in pairs), strict=True))
+            yield pairs, self._arranged(first, second, batch_size)
+
+    def _arranged(self, items: list[Any], seconds: list[Any] | None, batch_size: int) -> list[Batch]:
+        if self._processor is not None:
+            return image_batches(self._processor, items, batch_size=batch_size)
+        if self._tokenizer is None:
+            raise RuntimeError("A reader has either a tokenizer or a processor.")
+        with self._lock:
+            return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
+
+    def _require_kind(self, inputs: Sequence[Any]) -> None:
+        """Raises InputError unless every input is what the model reads."""
+        if isinstance(inputs, str) or _is_image(inputs):
+            raise InputError("Give a list of inputs, even for a single one.")
+        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
+        for index, item in enumerate(inputs):
+            fits = _is_image(item) if self._kind == "image" else _is_text(item)
+            if not fits:
+                raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
+
+
+def _is_image(item: object) -> bool:
+    return callable(getattr(item, "convert", None))
+
+
+def _is_text(item: object) -> bool:
+    parts = item if isinstance(item, tuple | list) and len(item) == 2 else (item,)
+    return all(isinstance(part, str) for part in parts)

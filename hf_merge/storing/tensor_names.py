@@ -1,0 +1,31 @@
+"""Names in checkpoints: which of them transformers has renamed since, and which stand for no weight of their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hf_merge.storing.headers import TensorSpec
+
+
+_BUFFER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|num_batches_tracked)$|\.attn\.(bias|masked_bias)$")
+_TIED = re.compile(r"(^|\.)(lm_head|embed_tokens|embed_out|decoder)\.weight$")
+_SOURCE = re.compile(r"(^|\.)(shared|wte|word_embeddings|embed_tokens)\.weight$")
+
+
+def present_name(name: str) -> str:
+    """Returns the name that transformers gives a tensor today: old checkpoints have norms with gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def weights_of(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """Returns the specs without buffers (which the model computes itself) and without copies of a tied embedding."""
+    kept = {name: spec for name, spec in specs.items() if not _BUFFER.search(name)}
+    if not config.get("tie_word_embeddings", True):
+        return kept
+    sources = sorted((name for name in kept if _SOURCE.search(name)), key=lambda name: ("shared" not in name, name))
+    tied = {
+        name
+        for name in kept
+        if sources and name != sources[0] and _TIED.search(name) and kept[name].shape == kept[sources[0]].shape
+    }
+    return {name: spec for name, spec in kept.items() if name not in tied}

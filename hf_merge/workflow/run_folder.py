@@ -1,0 +1,66 @@
+"""A run folder: what it is called inside, whether it is free for a recipe, and what a finished one holds."""
+
+from pathlib import Path
+
+from hf_merge.errors import RunFolderError
+from hf_merge.recipe import Recipe, differences
+from hf_merge.storing import front as fronts
+from hf_merge.storing.front import Front
+
+
+RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
+CHECKPOINTS_FOLDER = "checkpoints"  # fine-tunes may be kept in the run folder that merges them
+
+
+def require_free(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Returns if `out` is new, empty, or with `resume` the very run that is to be continued.
+
+    Raises:
+        RunFolderError: It is something else; where it holds another recipe, the settings that differ are listed.
+    """
+    if not out.exists():
+        if resume:
+            raise RunFolderError(f"{out} does not exist, so there is no run to resume. Leave out --resume.")
+        return
+    if not out.is_dir():
+        raise RunFolderError(f"{out} is a file; give --out a folder.")
+    names = {path.name for path in out.iterdir() if not path.name.endswith(".part")}
+    names -= {CHECKPOINTS_FOLDER, LOCK_FILE}
+    held = RECIPE_FILE if RECIPE_FILE in names else min(names, default=None)
+    if held is None or names == {JOURNAL_FILE}:  # the second: killed before the recipe was written
+        return
+    if held != RECIPE_FILE or not (out / JOURNAL_FILE).is_file():
+        raise RunFolderError(f"{out} holds '{held}' and is no run folder of hf-merge. Choose a new or empty folder.")
+    changed = differences(Recipe.load(out / RECIPE_FILE), recipe)
+    if changed:
+        listed = "\n  ".join(changed)
+        raise RunFolderError(
+            f"{out} holds the run of another recipe (there and here):\n  {listed}\nChoose another folder with --out."
+        )
+    if not resume:
+        raise RunFolderError(
+            f"{out} already holds this run. Continue it with --resume, or choose another folder with --out."
+        )
+
+
+def read_run(run: Path) -> tuple[Front, Recipe]:
+    """Returns front and recipe of a run folder whose search has ended.
+
+    Raises:
+        RunFolderError: There is no such run, or its search has not ended.
+    """
+    if not (run / RECIPE_FILE).is_file():
+        raise RunFolderError(
+            f"{run} is no run folder of hf-merge: it holds no {RECIPE_FILE}. Give the --out of a search."
+        )
+    if not (run / FRONT_FILE).is_file():
+        raise RunFolderError(unfinished(run))
+    return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
+
+
+def unfinished(run: Path) -> str:
+    """Returns the message about a run whose search has not ended."""
+    return (
+        f"The search in {run} has not ended: it holds no {FRONT_FILE}. "
+        f"Continue it: hf-merge search {run / RECIPE_FILE} --out {run} --resume"
+    )

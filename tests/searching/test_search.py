@@ -1,0 +1,195 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hf_merge.merging.grouping import Grouping, groups
+from hf_merge.searching import search
+from hf_merge.searching.evaluation import Evaluation
+from hf_merge.searching.pareto import Reference, hypervolume
+from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
+from hf_merge.searching.space import Configuration, SearchSpace, random_population
+
+
+SPACE = SearchSpace(("embedding", "attention", "mlp", "norm"), ("a", "b", "c", "d", "e", "f"))
+REFERENCE = Reference(1.1 * 6, 0.0)
+SMALL = SearchSettings(population=8, evaluations=40, offspring=20)
+
+
+@dataclass
+class Synthetic:
+    """Every pair of tasks that share an expert loses some score; how much, nobody tells the search."""
+
+    space: SearchSpace
+    asked: list[Grouping] = field(default_factory=list)
+
+    def losses(self) -> NDArray[np.float64]:
+        tasks = len(self.space.tasks)
+        drawn = np.random.default_rng(7).gamma(0.3, 1.0, size=(len(self.space.components), tasks, tasks))
+        drawn *= 2 / drawn.sum()
+        return drawn
+
+    def evaluate(self, grouping: Grouping) -> Evaluation:
+        self.asked.append(grouping)
+        losses, tasks = self.losses(), self.space.tasks
+        scores = dict.fromkeys(tasks, 1.0)
+        for index, partition in enumerate(grouping):
+            for group in groups(partition):
+                for first, second in combinations(group, 2):
+                    scores[tasks[first]] -= losses[index, first, second]
+                    scores[tasks[second]] -= losses[index, second, first]
+        return Evaluation(scores, self.cost(grouping))
+
+    def cost(self, grouping: Grouping) -> float:
+        return sum(len(groups(partition)) for partition in grouping) / len(grouping)
+
+
+def grams(space: SearchSpace) -> list[NDArray[np.float64]]:
+    vectors = np.random.default_rng(1).normal(size=(len(space.components), len(space.tasks), 9))
+    return [part @ part.T for part in vectors]
+
+
+def run(
+    settings: SearchSettings = SMALL,
+    space: SearchSpace = SPACE,
+    on_evaluation: Callable[[Measured, float], None] = lambda measured, volume: None,
+) -> tuple[Archive, Synthetic]:
+    evaluator = Synthetic(space)
+    return run_search(space, evaluator, grams(space), settings, REFERENCE, on_evaluation), evaluator
+
+
+def volume_of(evaluator: Synthetic, configurations: list[Configuration]) -> float:
+    found = [evaluator.evaluate(configuration.grouping) for configuration in configurations]
+    return hypervolume([(entry.cost, entry.performance) for entry in found], REFERENCE)
+
+
+@pytest.mark.parametrize(("surrogate", "evaluations"), [(True, 80), (False, 400)])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_front_beats_as_many_random_configurations(surrogate: bool, evaluations: int, seed: int) -> None:
+    archive, evaluator = run(replace(SMALL, seed=seed, evaluations=evaluations, surrogate=surrogate))
+    assert archive.history[-1][1] > volume_of(evaluator, random_population(SPACE, evaluations, seed)) + 0.002
+
+
+def test_screening_beats_evaluating_every_offspring() -> None:
+    screened, _ = run(replace(SMALL, evaluations=80))
+    plain, _ = run(replace(SMALL, evaluations=80, surrogate=False))
+    assert screened.history[-1][1] > plain.history[-1][1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"surrogate": False}, {"kmeans": False}])
+def test_the_same_seed_gives_the_same_archive(changes: dict[str, Any]) -> None:
+    settings = replace(SMALL, **changes)
+    np.random.seed(5)
+    first = run(settings)[0]
+    np.random.seed(6)
+    before = str(np.random.get_state())
+    assert run(settings)[0] == first
+    assert str(np.random.get_state()) == before
+    assert run(replace(settings, seed=1))[0].measured != first.measured
+
+
+@pytest.mark.parametrize("evaluations", [1, 5, 8, 9, 27])
+@pytest.mark.parametrize("surrogate", [True, False])
+def test_there_are_never_more_evaluations_than_allowed(evaluations: int, surrogate: bool) -> None:
+    archive, evaluator = run(replace(SMALL, evaluations=evaluations, surrogate=surrogate))
+    assert len(archive.measured) == len(evaluator.asked) == archive.history[-1][0] == evaluations
+
+
+def test_nothing_is_evaluated_twice() -> None:
+    _, evaluator = run(replace(SMALL, evaluations=60))
+    assert len(set(evaluator.asked)) == 60
+
+
+@pytest.mark.parametrize("kmeans", [True, False])
+def test_the_first_generation_is_counted_and_holds_both_extremes(kmeans: bool) -> None:
+    archive, _ = run(replace(SMALL, kmeans=kmeans))
+    first = [entry.configuration for entry in archive.measured[: SMALL.population]]
+    assert SPACE.all_merged() in first
+    assert SPACE.all_separate() in first
+    assert archive.history[0][0] == SMALL.population
+
+
+def test_k_means_and_random_start_differently() -> None:
+    one, other = run()[0], run(replace(SMALL, kmeans=False))[0]
+    assert [entry.configuration for entry in one.measured[:8]] != [entry.configuration for entry in other.measured[:8]]
+
+
+def test_without_a_surrogate_a_generation_is_the_population() -> None:
+    archive, _ = run(replace(SMALL, surrogate=False))
+    assert [count for count, _ in archive.history] == [8, 16, 24, 32, 40]
+
+
+def test_with_a_surrogate_few_of_a_generation_are_evaluated() -> None:
+    counts = [0, *(count for count, _ in run()[0].history)]
+    steps = np.diff(counts)[1:-1]
+    assert ((steps >= 4) & (steps <= 10)).all()
+
+
+def test_every_evaluation_is_told_in_its_order_with_the_volume_reached() -> None:
+    told: list[tuple[Measured, float]] = []
+    archive, evaluator = run(on_evaluation=lambda measured, volume: told.append((measured, volume)))
+    assert tuple(measured for measured, _ in told) == archive.measured
+    assert [measured.configuration.grouping for measured, _ in told] == evaluator.asked
+    volumes = [volume for _, volume in told]
+    assert volumes == sorted(volumes)
+    assert [(count, volumes[count - 1]) for count, _ in archive.history] == list(archive.history)
+
+
+def test_each_evaluation_is_told_before_the_next_begins() -> None:
+    evaluator = Synthetic(SPACE)
+    counts: list[int] = []
+    run_search(SPACE, evaluator, grams(SPACE), SMALL, REFERENCE, lambda *_: counts.append(len(evaluator.asked)))
+    assert counts == list(range(1, 41))
+
+
+@pytest.mark.parametrize(("components", "tasks", "size"), [(1, 1, 1), (4, 1, 1), (1, 2, 2), (1, 3, 5), (2, 3, 25)])
+@pytest.mark.parametrize("surrogate", [True, False])
+@pytest.mark.parametrize("kmeans", [True, False])
+def test_an_exhausted_space_ends_the_search(
+    components: int, tasks: int, size: int, surrogate: bool, kmeans: bool
+) -> None:
+    space = SearchSpace(tuple(f"c{i}" for i in range(components)), tuple(f"t{i}" for i in range(tasks)))
+    archive, evaluator = run(replace(SMALL, surrogate=surrogate, kmeans=kmeans), space)
+    assert len(set(evaluator.asked)) == len(evaluator.asked) == len(archive.measured)
+    # What the operators reach of a tiny space may fall short of it, but the extremes are always there.
+    assert len(archive.measured) == size if size <= 5 else len(archive.measured) <= size
+    assert archive.front()
+
+
+def test_a_first_generation_smaller_than_the_population_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "kmeans_population", lambda space, *_: [space.all_merged(), space.all_separate()])
+    archive, _ = run()
+    assert archive.history[0][0] == 2
+    assert len(archive.measured) == 40
+
+
+def test_the_largest_seed_works() -> None:
+    assert len(run(replace(SMALL, seed=2**32 - 1))[0].measured) == 40
+
+
+def test_equal_performance_everywhere_does_no_harm() -> None:
+    class Flat(Synthetic):
+        def evaluate(self, grouping: Grouping) -> Evaluation:
+            return Evaluation(dict.fromkeys(self.space.tasks, 0.5), self.cost(grouping))
+
+    archive = run_search(SPACE, Flat(SPACE), grams(SPACE), SMALL, REFERENCE)
+    assert [entry.configuration for entry in archive.front()] == [SPACE.all_merged()]
+
+
+def test_the_front_holds_what_nothing_dominates_by_rising_cost() -> None:
+    archive, _ = run()
+    points = [entry.objectives for entry in archive.front()]
+    assert points == sorted(points)
+    assert [performance for _, performance in points] == sorted({performance for _, performance in points})
+    for cost, performance in (entry.objectives for entry in archive.measured):
+        assert any(c <= cost and p >= performance for c, p in points)
+
+
+def test_performance_is_normalised_by_the_fine_tunes_own() -> None:
+    assert normalised_performance({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.9}) == 0.75
+    assert normalised_performance({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.0}) == 0.5
+    assert normalised_performance({"a": 0.5}, {"a": -0.1}) == 0.0

@@ -1,0 +1,46 @@
+"""A tiny search, run and built once for all tests of the workflow and of the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_merge.recipe import Recipe
+from hf_merge.storing.front import Front
+from hf_merge.workflow.build import build
+from hf_merge.workflow.search import search
+from tests.tiny_models import TinyFamily
+
+
+SEARCH = {"population": 4, "evaluations": 9, "offspring": 12, "validation_rows": 24, "seed": 0}
+ROUTER = {"rows_per_task": 60, "epochs": 8, "learning_rate": 5e-3}
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run folder with all its members, not to be changed, and what it was made from."""
+
+    family: TinyFamily
+    document: dict[str, Any]
+    recipe: Recipe
+    recipe_file: Path
+    folder: Path
+    front: Front
+    members: tuple[Path, ...]
+
+
+def build_run(family: TinyFamily, folder: Path) -> TinyRun:
+    """Returns a search with its members in `folder`."""
+    document = family.recipe(search=SEARCH, router=ROUTER)
+    recipe_file = write_recipe(folder / "recipe.yaml", document)
+    recipe = Recipe.load(recipe_file)
+    front = search(recipe, folder / "run", progress=False)
+    members = tuple(build(folder / "run", progress=False))
+    return TinyRun(family, document, recipe, recipe_file, folder / "run", front, members)
+
+
+def write_recipe(path: Path, document: object) -> Path:
+    """Writes a recipe and returns its path."""
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path

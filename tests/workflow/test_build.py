@@ -1,0 +1,163 @@
+"""Members built from a tiny search: whole, exact, each expert stored once, and giving the logits of the search."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_merge.errors import BudgetTooSmall, InputError, RunFolderError
+from hf_merge.recipe import Recipe
+from hf_merge.searching.evaluation import Evaluator
+from hf_merge.serving.model import MergeModel
+from hf_merge.storing.library import Member
+from hf_merge.storing.strict_json import loads
+from hf_merge.workflow.build import MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, build, choose_points, read_router
+from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE
+from hf_merge.workflow.search import new_builder, search
+from tests.tiny_runs import TinyRun
+
+
+def unbuilt(run: TinyRun, folder: Path) -> Path:
+    """Returns a copy of the run as its search left it."""
+    folder.mkdir()
+    for name in (RECIPE_FILE, FRONT_FILE, "journal.jsonl"):
+        shutil.copy(run.folder / name, folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_front_and_both_controls_are_built(tiny_run: TinyRun) -> None:
+    every = {point.id for point in (*tiny_run.front.points, *tiny_run.front.controls.values())}
+    assert {path.name for path in tiny_run.members} == every
+    assert {path.name for path in (tiny_run.folder / MEMBERS_FOLDER).iterdir()} == every
+
+
+def test_a_loaded_model_gives_bit_for_bit_the_logits_that_the_search_saw(tiny_run: TinyRun) -> None:
+    with open_project(tiny_run.recipe) as project:
+        rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
+        evaluator = Evaluator(new_builder(project), task_runs(project, rows, Reader(project)))
+        for point in tiny_run.front.points:
+            model = MergeModel.from_pretrained(tiny_run.folder, budget=point.cost)
+            assert model.chain_map.id == point.id
+            for task, run in evaluator.runs.items():
+                seen = evaluator.logits(task, evaluator.builder.chain(point.grouping, task))
+                for batch in run.batches:
+                    given = model(task=task, **batch.inputs).logits[:, : seen.shape[1]]
+                    assert torch.equal(given, seen[list(batch.rows)])
+
+
+def test_a_member_takes_exactly_the_bytes_that_its_cost_says(tiny_run: TinyRun) -> None:
+    for folder in tiny_run.members:
+        chain_map = Member(folder).chain_map
+        held = sum(expert.bytes for expert in chain_map.experts)
+        held += sum(entry.bytes for entry in chain_map.heads.values())
+        assert held == round(4 * chain_map.base.parameters * chain_map.cost)
+
+
+def test_every_expert_is_stored_once_and_is_in_a_chain(tiny_run: TinyRun) -> None:
+    for folder in tiny_run.members:
+        chain_map = Member(folder).chain_map
+        stored = [expert.id for expert in chain_map.experts]
+        assert len(set(stored)) == len(stored)
+        assert {identifier for chain in chain_map.chains.values() for identifier in chain} == set(stored)
+
+
+def test_equal_experts_of_two_members_are_equal_bytes(tiny_run: TinyRun) -> None:
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+    for folder in tiny_run.members:
+        member = Member(folder)
+        for entry in member.chain_map.experts:
+            decoded = member.expert(entry)
+            known = seen.setdefault(entry.id, decoded)
+            assert all(torch.equal(known[name], tensor) for name, tensor in decoded.items())
+
+
+def test_a_second_build_writes_the_same_and_trains_no_second_router(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = tmp_path / "family"
+    first = build(tiny_run.folder, family, progress=False, max_configs=2)
+    before = contents(family)
+    monkeypatch.setattr("hf_merge.workflow.build.train_router", lambda *_: pytest.fail("the router is there already"))
+    assert build(tiny_run.folder, family, progress=False, max_configs=2) == first
+    assert contents(family) == before
+    again = tiny_run.folder / MEMBERS_FOLDER
+    for folder in first:
+        assert contents(folder) == contents(again / folder.name)
+
+
+def test_the_router_of_a_family_reads_back_and_tells_its_accuracy(tiny_run: TinyRun) -> None:
+    report = loads((tiny_run.folder / ROUTER_REPORT).read_bytes(), "router.json", limit_bytes=10_000)
+    assert isinstance(report, dict) and set(report) == {"layers", "accuracy"}
+    with open_project(tiny_run.recipe) as project:
+        router, eyes = read_router(tiny_run.folder, project)
+    assert (router.tasks, eyes.layers) == (3, 0)
+    for folder in tiny_run.members:
+        assert (folder / ROUTER_FILE).read_bytes() == (tiny_run.folder / ROUTER_FILE).read_bytes()
+
+
+def test_one_task_is_built_without_a_router_and_loads(tiny_run: TinyRun, tmp_path: Path) -> None:
+    document = tiny_run.document | {"tasks": tiny_run.document["tasks"][:1]}
+    search(Recipe.parse(document, "test"), tmp_path / "one", progress=False)
+    (member,) = build(tmp_path / "one", progress=False)
+    assert not (tmp_path / "one" / ROUTER_FILE).exists()
+    (answer,) = MergeModel.from_pretrained(member).predict(["the small cat sleeps"])
+    assert answer.task == "animals"
+
+
+def test_points_are_chosen_by_name_by_number_or_all(tiny_run: TinyRun) -> None:
+    front = tiny_run.front
+    assert choose_points(front, [front.points[1].id], None) == [front.points[1]]
+    thinned = choose_points(front, (), 2)
+    assert thinned == [front.points[0], front.points[-1]]
+    with pytest.raises(InputError, match="There is no configuration 'c9999'"):
+        choose_points(front, ["c9999"], None)
+    with pytest.raises(InputError, match="at least 1"):
+        choose_points(front, (), 0)
+
+
+def test_budgets_choose_the_best_that_fits(tiny_run: TinyRun) -> None:
+    points = tiny_run.front.points
+    assert MergeModel.from_pretrained(tiny_run.folder).chain_map.id == points[-1].id
+    assert MergeModel.from_pretrained(tiny_run.folder, budget=1e9).chain_map.id == points[-1].id
+    with pytest.raises(BudgetTooSmall, match=points[0].id) as caught:
+        MergeModel.from_pretrained(tiny_run.folder, budget=points[0].cost / 2)
+    least = MergeModel.from_pretrained(tiny_run.folder, budget=f"{round(4 * caught.value.least * 29344) + 1}B")
+    assert least.chain_map.id == points[0].id
+
+
+def test_a_run_that_is_none_or_has_not_ended_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"holds no recipe\.yaml"):
+        build(tmp_path, progress=False)
+    folder = unbuilt(tiny_run, tmp_path / "run")
+    (folder / FRONT_FILE).unlink()
+    with pytest.raises(RunFolderError, match=r"has not ended.*--resume"):
+        build(folder, progress=False)
+
+
+def test_a_family_folder_that_is_not_ours_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"holds 'thesis\.tex', which hf-merge did not write"):
+        build(tiny_run.folder, tmp_path, progress=False)
+    assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_the_family_of_another_recipe_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / RECIPE_FILE).write_text("another")
+    with pytest.raises(RunFolderError, match="family of another recipe"):
+        build(tiny_run.folder, tmp_path, progress=False)
+    assert contents(tmp_path) == {RECIPE_FILE: b"another"}
+
+
+def test_weights_that_changed_since_the_search_are_refused(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    with pytest.raises(RunFolderError, match="are not those that were searched"):
+        build(tiny_run.folder, tmp_path / "family", progress=False)
+    assert not (tmp_path / "family").exists()

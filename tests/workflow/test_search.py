@@ -1,0 +1,167 @@
+"""A search end to end on a tiny family: the same front whatever interrupts it, and nothing lost."""
+
+import json
+import logging
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_merge.errors import RunFolderError
+from hf_merge.recipe import Recipe
+from hf_merge.searching.evaluation import Evaluator
+from hf_merge.storing.durable import FolderLock, Journal
+from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE
+from hf_merge.workflow.search import ALL_MERGED, ALL_SEPARATE, search, search_settings
+from tests.tiny_runs import SEARCH, TinyRun
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / JOURNAL_FILE).read_text().splitlines()]
+
+
+def cut(run: TinyRun, out: Path, lines: int, torn: bytes = b"") -> Path:
+    """Returns a run folder as a search leaves it that was killed after so many lines of its journal."""
+    out.mkdir()
+    shutil.copy(run.folder / RECIPE_FILE, out)
+    whole = (run.folder / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    (out / JOURNAL_FILE).write_bytes(b"".join(whole[:lines]) + torn)
+    return out
+
+
+def test_the_same_seed_gives_the_same_front_byte_for_byte(tiny_run: TinyRun, tmp_path: Path) -> None:
+    search(tiny_run.recipe, tmp_path / "again", progress=False)
+    assert (tmp_path / "again" / FRONT_FILE).read_bytes() == (tiny_run.folder / FRONT_FILE).read_bytes()
+    assert (tmp_path / "again" / JOURNAL_FILE).read_bytes() == (tiny_run.folder / JOURNAL_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 4, 7, 10, 11])
+def test_a_search_killed_anywhere_resumes_to_the_same_front(tiny_run: TinyRun, tmp_path: Path, lines: int) -> None:
+    out = cut(tiny_run, tmp_path / "run", lines, torn=b'{"kind":"evalu' if lines == 7 else b"")
+    search(tiny_run.recipe, out, resume=True, progress=False)
+    assert (out / FRONT_FILE).read_bytes() == (tiny_run.folder / FRONT_FILE).read_bytes()
+    assert (out / JOURNAL_FILE).read_bytes() == (tiny_run.folder / JOURNAL_FILE).read_bytes()
+
+
+def test_a_resumed_search_runs_no_chain_that_is_in_the_journal(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = cut(tiny_run, tmp_path / "run", 11)
+    monkeypatch.setattr(Evaluator, "logits", lambda *_: pytest.fail("a chain of the journal was run again"))
+    search(tiny_run.recipe, out, resume=True, progress=False)
+
+
+def test_a_search_killed_before_its_recipe_was_written_starts_again(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 0)
+    (out / RECIPE_FILE).unlink()
+    (out / f".{'0' * 16}.part").write_bytes(b"half a recipe")
+    search(tiny_run.recipe, out, progress=False)
+    assert (out / FRONT_FILE).read_bytes() == (tiny_run.folder / FRONT_FILE).read_bytes()
+    assert not list(out.glob("*.part"))
+
+
+def test_the_journal_holds_every_real_evaluation(tiny_run: TinyRun) -> None:
+    kinds = [record["kind"] for record in records(tiny_run.folder)]
+    assert kinds == ["inputs", "references", *["evaluation"] * SEARCH["evaluations"]]
+    assert tiny_run.front.history[-1][0] == SEARCH["evaluations"]
+
+
+def test_the_front_is_one(tiny_run: TinyRun) -> None:
+    points = tiny_run.front.points
+    assert all(first.cost < second.cost for first, second in pairwise(points))
+    assert all(first.performance < second.performance for first, second in pairwise(points))
+    scored = {tuple(map(tuple, record["grouping"])) for record in records(tiny_run.folder) if "grouping" in record}
+    assert {point.grouping for point in points} <= scored
+    assert set(tiny_run.front.controls) == {ALL_MERGED, ALL_SEPARATE}
+    merged, separate = (tiny_run.front.controls[name] for name in (ALL_MERGED, ALL_SEPARATE))
+    assert merged.grouping == ((0, 0, 0),) * 4
+    assert separate.grouping == ((0, 1, 2),) * 4
+    assert all(merged.cost <= point.cost <= separate.cost for point in points)
+    for point in points:
+        assert point.performance == pytest.approx(sum(point.scores.values()) / 3)
+
+
+def test_the_recipe_of_a_run_is_complete_and_reads_back(tiny_run: TinyRun) -> None:
+    kept = Recipe.load(tiny_run.folder / RECIPE_FILE)
+    assert kept == tiny_run.recipe
+    assert kept.dump() == (tiny_run.folder / RECIPE_FILE).read_text()
+    assert search_settings(kept).population == SEARCH["population"]
+
+
+def test_checkpoints_that_changed_are_refused_on_resume(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = cut(tiny_run, tmp_path / "run", 5)
+    before = (out / JOURNAL_FILE).read_bytes()
+    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    with pytest.raises(RunFolderError, match=r"the checkpoint of base, task animals, .* another SHA-256"):
+        search(tiny_run.recipe, out, resume=True, progress=False)
+    assert (out / JOURNAL_FILE).read_bytes() == before
+    assert not (out / FRONT_FILE).exists()
+
+
+def test_a_journal_of_another_order_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 2)
+    one = next(record for record in records(tiny_run.folder) if record["kind"] == "evaluation")
+    record = {key: value for key, value in one.items() if key not in ("bytes", "crc32")}
+    with Journal(out / JOURNAL_FILE) as journal:
+        journal.append(record | {"grouping": [[0, 1, 1]] * 4})
+    with pytest.raises(RunFolderError, match="evaluation 1 is not the one that this recipe asks for"):
+        search(tiny_run.recipe, out, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("grouping", [[[0, 0]] * 4, [[0, 0, 0]]], ids=["tasks", "components"])
+def test_a_journal_of_another_shape_is_refused(tiny_run: TinyRun, tmp_path: Path, grouping: object) -> None:
+    out = cut(tiny_run, tmp_path / "run", 2)
+    one = next(record for record in records(tiny_run.folder) if record["kind"] == "evaluation")
+    record = {key: value for key, value in one.items() if key not in ("bytes", "crc32")}
+    with Journal(out / JOURNAL_FILE) as journal:
+        journal.append(record | {"grouping": grouping})
+    with pytest.raises(RunFolderError, match="evaluation 1 is not the one that this recipe asks for"):
+        search(tiny_run.recipe, out, resume=True, progress=False)
+
+
+def test_a_run_that_is_being_searched_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 5)
+    with FolderLock(out), pytest.raises(RunFolderError, match="is in use by process"):
+        search(tiny_run.recipe, out, resume=True, progress=False)
+
+
+def test_one_task_is_allowed_and_explained(
+    tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = tiny_run.document | {"tasks": tiny_run.document["tasks"][:1]}
+    with caplog.at_level(logging.WARNING, "hf_merge"):
+        front = search(Recipe.parse(document, "test"), tmp_path / "one", progress=False)
+    assert "One task only ('animals'): nothing can be merged" in caplog.text
+    assert len(front.points) == 1
+    assert front.controls[ALL_MERGED] == front.controls[ALL_SEPARATE] == front.points[0]
+
+
+def test_twins_are_allowed_and_named(tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tasks = tiny_run.document["tasks"]
+    document = tiny_run.document | {"tasks": [tasks[0], tasks[0] | {"name": "twin"}, tasks[2]]}
+    with caplog.at_level(logging.WARNING, "hf_merge"):
+        search(Recipe.parse(document, "test"), tmp_path / "twins", progress=False)
+    assert "Tasks 'animals' and 'twin' have the same backbone weights." in caplog.text
+
+
+@pytest.mark.parametrize("setting", [{"surrogate": "none"}, {"initial": "random"}, {"dtype": "bfloat16"}])
+def test_the_baselines_are_options_of_the_same_search(
+    tiny_run: TinyRun, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    document = tiny_run.document | {"search": {**SEARCH, "evaluations": 6, **setting}}
+    front = search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+    assert front.history[-1][0] == 6
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "type-stage", "type-layer"])
+def test_every_granularity_is_searched(tiny_run: TinyRun, tmp_path: Path, granularity: str) -> None:
+    document = tiny_run.document | {
+        "search": {**SEARCH, "evaluations": 5, "validation_rows": 8},
+        "merge": {"granularity": granularity, "stages": 2},
+    }
+    front = search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+    assert front.granularity == granularity
