@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from hf_merge import MergeModel, Recipe, build, report, search
 from hf_merge.errors import InputError
-from hf_merge.workflow.report import PLOT_FILE
+from hf_merge.workflow.run_folder import PLOT_FILE
 from hf_merge.workflow.tables import front_table, report_table
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from hf_merge import __version__
 from hf_merge.errors import HfMergeError
+from hf_merge.version import VERSION
 
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def _fail(error: BaseException, code: int, debug: bool, message: str | None = No
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(f"hf-merge {__version__}")
+        typer.echo(f"hf-merge {VERSION}")
         raise typer.Exit
 
 

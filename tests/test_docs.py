@@ -227,7 +227,7 @@ def test_the_example_of_a_front_is_one_and_every_key_is_explained() -> None:
 def test_the_example_of_a_journal_is_one(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_bytes(json_example("journal.jsonl"))
     with Journal(tmp_path / "journal.jsonl") as journal:
-        assert [record["kind"] for record in journal.records()] == ["references", "evaluation"]
+        assert [record["kind"] for record in journal.records()] == ["inputs", "references", "evaluation"]
         assert journal.cut_bytes == 0
 
 

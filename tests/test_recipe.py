@@ -87,7 +87,7 @@ def test_a_recipe_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_recipe_is_not_changed_by_accident() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse().search.seed = 3  # type: ignore[misc]
+        parse().search.seed = 3
 
 
 def test_the_settings_that_differ_are_listed() -> None:

@@ -6,6 +6,7 @@ costs no copy. Tensors are named as on disk.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -40,6 +41,8 @@ Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel
 
 _CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+# While a model is built, torch's own initialisers are replaced for the whole process; two threads at it would mix them up.
+_BUILDING = Lock()
 _KNOWN = {"text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
 
 
@@ -259,7 +262,7 @@ class FeatureModel:
 
 def _empty(loader: Any, built: Any) -> TransformersModel:
     """Returns a model of a configuration in evaluation mode, its weights tied but not initialised."""
-    with no_init_weights():
+    with _BUILDING, no_init_weights():
         model: TransformersModel = loader.from_config(built)
     model.tie_weights()
     model.eval()

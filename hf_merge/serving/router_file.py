@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_merge.errors import MalformedChainMap
-from hf_merge.modeling.features import FeatureExtractor, base_names
+from hf_merge.errors import MalformedChainMap, ModelMismatch
+from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
 from hf_merge.serving.router import Router
 
 
@@ -42,9 +42,19 @@ def load_router(
             parts[kind][rest] = tensor
         elif name != _LAYERS:
             raise MalformedChainMap(f"router.safetensors holds the unknown tensor '{name}'.")
+    stored = parts[_FEATURES]
+    layers = _layers(tensors)
+    try:
+        eyes = FeatureExtractor(config, base_names(list(stored)), trunk, layers, stored, device=device)
+    except ModelMismatch as error:
+        raise MalformedChainMap(f"router.safetensors does not fit the member's config.json: {error}") from error
+    return Router(parts[_ROUTER]), eyes
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> int:
     layers = tensors.get(_LAYERS)
     if layers is None or layers.shape != () or layers.dtype != torch.int32:
         raise MalformedChainMap(f"router.safetensors lacks '{_LAYERS}', the depth of its features, one int32.")
-    stored = parts[_FEATURES]
-    eyes = FeatureExtractor(config, base_names(list(stored)), trunk, int(layers), stored, device=device)
-    return Router(parts[_ROUTER]), eyes
+    if int(layers) < 0 and int(layers) != ALL_LAYERS:
+        raise MalformedChainMap(f"router.safetensors: '{_LAYERS}' is {int(layers)}, which is no depth.")
+    return int(layers)

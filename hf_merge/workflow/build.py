@@ -19,19 +19,22 @@ from hf_merge.storing import disk
 from hf_merge.storing import front as fronts
 from hf_merge.storing.card import member_card
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
-from hf_merge.storing.durable import FolderLock, write_atomic
+from hf_merge.storing.durable import FolderLock, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.library import MemberContent, StoredHead, write_member
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
 from hf_merge.workflow.project import Project, Reader, load_rows, open_project
-from hf_merge.workflow.run_folder import FRONT_FILE, LOCK_FILE, RECIPE_FILE, read_run
+from hf_merge.workflow.run_folder import FRONT_FILE, LOCK_FILE, PLOT_FILE, RECIPE_FILE, REPORT_FILE, read_run
 from hf_merge.workflow.search import new_builder
 
 
 logger = logging.getLogger(__name__)
 MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT = "members", "router.safetensors", "router.json"
+_FAMILY_FILES = (
+    RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, REPORT_FILE, PLOT_FILE, LOCK_FILE,
+)  # fmt: skip
 
 
 def build(
@@ -60,10 +63,11 @@ def build(
     chosen = choose_points(front, configs, max_configs)
     with open_project(recipe) as project:
         _require_same_sources(project, front)
+        _require_ours(family_folder, run)
         with disk.naming(family_folder):
             family_folder.mkdir(parents=True, exist_ok=True)
-        _require_ours(family_folder, run)
         with FolderLock(family_folder):
+            sweep_partials(family_folder)
             if family_folder != run:
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
@@ -221,13 +225,12 @@ def _require_same_sources(project: Project, front: Front) -> None:
 
 
 def _require_ours(folder: Path, run: Path) -> None:
-    if folder == run:
+    if folder == run or not folder.exists():
         return
-    foreign = [
-        path.name
-        for path in folder.iterdir()
-        if path.name not in (RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, LOCK_FILE)
-    ]
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; give --out a folder.")
+    names = (path.name for path in folder.iterdir() if not path.name.endswith(".part"))
+    foreign = sorted(name for name in names if name not in _FAMILY_FILES)
     if foreign:
         raise RunFolderError(
             f"{folder} holds '{foreign[0]}', which hf-merge did not write. Choose a new or empty folder with --out."

@@ -23,16 +23,16 @@ from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel, choose_member
 from hf_merge.storing import hub
 from hf_merge.storing.card import plot_front
+from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.strict_json import dumps
 from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.run_folder import RECIPE_FILE, read_run
+from hf_merge.workflow.run_folder import PLOT_FILE, RECIPE_FILE, REPORT_FILE, read_run
 from hf_merge.workflow.search import new_builder
 
 
-REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
 _NOBODY = -1
 
 
@@ -113,42 +113,57 @@ def evaluate(
         InputError: No recipe is given and none lies beside the member, or it describes other tasks.
     """
     member = choose_member(hub.pull_member(folder).folder, budget)
-    model = MergeModel(member)
     described = Recipe.load(recipe or _recipe_beside(member.folder))
+    _require_described(member.chain_map, described)
+    model = MergeModel(member)
     metrics = {task.name: task.metric for task in described.tasks}
-    missing = [task for task in model.tasks if task not in metrics]
-    if missing:
-        raise InputError(
-            f"The recipe describes no data for task '{missing[0]}' of {member.chain_map.id}; "
-            "give another with --recipe."
-        )
     rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
     oracle, routed, accuracy = {}, {}, {}
     for index, task in enumerate(tqdm(model.tasks, desc="eval", unit="task", disable=not progress)):
-        inputs, labels = _inputs(rows[task]), rows[task].labels
-        size = described.search.batch_size
-        labels_of_task = slice(model.heads[task].num_labels)
-        known = predictions(model.outputs(inputs, task=task, batch_size=size).logits[:, labels_of_task])
-        free = model.outputs(inputs, batch_size=size)
-        own = (free.task_ids == index).numpy()
-        answers = predictions(free.logits[:, labels_of_task])
-        oracle[task] = score(metrics[task], known, labels)
-        routed[task] = score(metrics[task], as_routed(answers, own), labels)
+        known, free, own = _answers(model, index, rows[task], described.search.batch_size)
+        oracle[task] = score(metrics[task], known, rows[task].labels)
+        routed[task] = score(metrics[task], as_routed(free, own), rows[task].labels)
         accuracy[task] = float(own.mean())
-    chain_map = model.chain_map
     scores = Scores(
-        chain_map.id,
-        "member",
-        model.cost,
-        _mean(chain_map.performance),
-        _mean(oracle),
-        _mean(routed),
-        None,
-        None,
-        oracle,
-        routed,
+        id=member.chain_map.id,
+        role="member",
+        cost=model.cost,
+        validation=_mean(member.chain_map.performance),
+        oracle=_mean(oracle),
+        routed=_mean(routed),
+        oracle_normalised=None,
+        routed_normalised=None,
+        oracle_scores=oracle,
+        routed_scores=routed,
     )
     return scores, accuracy
+
+
+def _require_described(chain_map: ChainMap, recipe: Recipe) -> None:
+    """Raises InputError unless the recipe says where the rows of every task of a member are, and of its kind."""
+    kinds = {task.name: "text" if task.data.image is None else "image" for task in recipe.tasks}
+    for task in chain_map.tasks:
+        if task not in kinds:
+            raise InputError(
+                f"The recipe describes no data for task '{task}' of {chain_map.id}; give another with --recipe."
+            )
+        if kinds[task] != chain_map.model.type:
+            raise InputError(
+                f"The recipe gives task '{task}' {kinds[task]} rows and {chain_map.id} reads {chain_map.model.type}; "
+                "give another with --recipe."
+            )
+
+
+def _answers(
+    model: MergeModel, index: int, rows: Rows, batch_size: int
+) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.bool_]]:
+    """Returns predictions [rows] of one task, it known and routed, and which rows were routed to it, [rows] bool."""
+    task = model.tasks[index]
+    labels = slice(model.heads[task].num_labels)
+    known = model.outputs(_inputs(rows), task=task, batch_size=batch_size)
+    free = model.outputs(_inputs(rows), batch_size=batch_size)
+    own = (free.task_ids == index).numpy()
+    return predictions(known.logits[:, labels]), predictions(free.logits[:, labels]), own
 
 
 def as_routed(answers: NDArray[np.generic], own: NDArray[np.bool_]) -> NDArray[np.generic]:

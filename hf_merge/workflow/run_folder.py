@@ -9,6 +9,7 @@ from hf_merge.storing.front import Front
 
 
 RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
+REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
 CHECKPOINTS_FOLDER = "checkpoints"  # fine-tunes may be kept in the run folder that merges them
 
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,13 @@ def test_clip_has_no_backbone_module(tiny_family: Callable[[str], TinyFamily]) -
     clip = tiny_family("clip_vision")
     with opened(clip) as aligned:
         assert assembled(clip, aligned, "animals").backbone_module() is None
+
+
+def test_building_in_threads_leaves_torch_as_it_was(bert: TinyFamily, aligned: Family) -> None:
+    before = torch.nn.init.kaiming_uniform_, torch.nn.init.normal_
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: skeleton(bert, aligned, "animals"), range(24)))
+    assert (torch.nn.init.kaiming_uniform_, torch.nn.init.normal_) == before
 
 
 def test_building_draws_no_random_numbers(bert: TinyFamily, aligned: Family) -> None:

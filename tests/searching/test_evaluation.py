@@ -1,4 +1,3 @@
-import gc
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from datasets import Image, load_dataset
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,7 +33,7 @@ from hf_merge.searching.metrics import score
 from hf_merge.searching.space import SearchSpace
 from hf_merge.storing.checkpoints import Family
 from tests.modeling.test_assembly import head_of, opened, skeleton
-from tests.tiny_models import TinyFamily
+from tests.tiny_models import TinyFamily, pictures
 
 
 ROWS = 40
@@ -47,10 +45,10 @@ REFUSING: dict[str, Any] = {"method": {"scale": 1.5}, "codec": {"policy": "crite
 
 def batches_of(tiny: TinyFamily, task: str) -> tuple[list[Batch], NDArray[Any]]:
     file = tiny.tasks[task].files["validation"]
-    if tiny.kind == "image":
-        rows = load_dataset("parquet", data_files=str(file), split="train").cast_column("image", Image())[:ROWS]
-        return image_batches(load_image_processor(tiny.base), rows["image"], batch_size=16), np.array(rows["label"])
     table = pyarrow.parquet.read_table(file).slice(0, ROWS).to_pydict()
+    if tiny.kind == "image":
+        images = pictures(table["image"])
+        return image_batches(load_image_processor(tiny.base), images, batch_size=16), np.array(table["label"])
     return text_batches(load_tokenizer(tiny.base), table["text"], None, batch_size=16), np.array(table["label"])
 
 
@@ -184,7 +182,6 @@ def test_one_assembled_model_at_a_time(bert: TinyFamily, family: Family, monkeyp
     decoded = evaluator.builder.decoded
 
     def watched(key: ExpertKey) -> dict[str, Tensor]:
-        gc.collect()
         assert not [ref for ref in held.get(key.component, []) if ref() is not None]
         weights = decoded(key)
         held[key.component] = [weakref.ref(tensor) for tensor in weights.values()]

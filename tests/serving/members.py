@@ -1,20 +1,20 @@
 """Members and families of the tiny models, written as a build writes them."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import torch
-from torch import Tensor
 
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
 from hf_merge.merging.grouping import Grouping
+from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
-from hf_merge.modeling.inputs import image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.inputs import image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from hf_merge.searching.evaluation import ExpertBuilder
 from hf_merge.serving.router import RouterSettings, fit
 from hf_merge.serving.router_file import router_tensors
@@ -25,16 +25,138 @@ from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.library import MemberContent, StoredHead, write_member
 from hf_merge.storing.tensors import tensor_bytes
 from tests.modeling.test_assembly import opened
-from tests.tiny_models import TinyFamily, read_rows
+from tests.tiny_models import TinyFamily, pictures
 
 
 MERGED, SEPARATE = ((0, 0, 0),) * 4, ((0, 1, 2),) * 4
 MIXED = ((0, 0, 1), (0, 0, 0), (0, 1, 2), (0, 1, 0))
-# Two tasks share every expert.
-SHARED = ((0, 0, 1),) * 4
+SHARED = ((0, 0, 1),) * 4  # two tasks have the same chain
 
 
 def builder_of(family: Family, codec: str = "int8") -> ExpertBuilder:
     components = decompose(family.shapes, "type")
     method, coded = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve(codec)
     return ExpertBuilder(family, components, method, coded, limit_bytes=10**9)
+
+
+def rows_of(tiny: TinyFamily, task: str, split: str = "validation") -> list[Any]:
+    """Returns the texts or images of a split."""
+    cells = pyarrow.parquet.read_table(tiny.tasks[task].files[split]).to_pydict()[tiny.kind]
+    return pictures(cells) if tiny.kind == "image" else cells
+
+
+def trained_router(tiny: TinyFamily, family: Family) -> bytes:
+    """Returns `router.safetensors`, trained on the train rows."""
+    base = family.base
+    layers = 0 if tiny.kind == "text" else ALL_LAYERS
+    eyes = FeatureExtractor.from_base(base.config, list(family.shapes), base.trunk, layers, base)
+    features, labels = [], []
+    for index, task in enumerate(tiny.tasks):
+        rows = rows_of(tiny, task, "train")
+        if tiny.kind == "image":
+            batches = image_batches(load_image_processor(tiny.base), rows, batch_size=32)
+        else:
+            batches = text_batches(load_tokenizer(tiny.base), rows, None, batch_size=32)
+        features.append(restore(batches, [eyes.pooled(batch.inputs) for batch in batches]))
+        labels.append(torch.full((len(rows),), index))
+    router = fit(torch.cat(features), torch.cat(labels), len(tiny.tasks), RouterSettings(20, 3e-3))
+    return tensor_bytes(router_tensors(router, eyes))
+
+
+def write(
+    tiny: TinyFamily,
+    family: Family,
+    folder: Path,
+    grouping: Grouping = MIXED,
+    *,
+    router: bytes | None = None,
+    codec: str = "int8",
+    dtype: str = "float32",
+) -> FrontPoint:
+    """Writes the member of a grouping into `folder` and returns its point on a front."""
+    builder = builder_of(family, codec)
+    experts = [builder.expert(key) for key in builder.keys(grouping)]
+    heads = {task: Head.of(tuned.checkpoint.config) for task, tuned in family.tasks.items()}
+    cost = builder.cost(grouping)
+    point = FrontPoint(
+        id=configuration_id(builder.components, builder.tasks, grouping, builder.method, builder.codec, cost),
+        cost=cost,
+        performance=cost / 4,
+        normalised=cost / 4,
+        scores=dict.fromkeys(family.tasks, cost / 4),
+        grouping=grouping,
+    )
+    chain_map = ChainMap(
+        id=point.id,
+        library_version="0.1.0",
+        base=BaseRef("base", None, family.parameters, 32),
+        cost=point.cost,
+        performance=point.scores,
+        metrics={name: task.metric for name, task in tiny.tasks.items()},
+        granularity="type",
+        dtype=dtype,
+        model=ModelEntry(tiny.kind, None),
+        components=tuple(ComponentEntry(component.name, component.tensors) for component in builder.components),
+        experts=(),
+        chains={task: tuple(key.id for key in builder.chain(grouping, task)) for task in family.tasks},
+        heads={},
+        files={},
+    )
+    content = MemberContent(
+        chain_map=chain_map,
+        experts=experts,
+        heads={
+            task: StoredHead(
+                heads[task].num_labels,
+                heads[task].labels,
+                {name: tuned.checkpoint.read(name) for name in tuned.head},
+                heads[task].problem_type,
+            )
+            for task, tuned in family.tasks.items()
+        },
+        router=router,
+        config=skeleton_config(family.base.config),
+        settings=[tiny.base],
+        card=lambda _: "# A member\n",
+    )
+    write_member(folder, content)
+    return point
+
+
+def write_family(tiny: TinyFamily, folder: Path, groupings: Sequence[Grouping]) -> list[FrontPoint]:
+    """Writes a family folder with the members of the groupings, and returns their points by rising cost."""
+    with opened(tiny) as family:
+        builder = builder_of(family)
+        ordered = sorted(groupings, key=builder.cost)
+        points = []
+        for grouping in ordered:
+            unnamed = folder / "members" / "unnamed"
+            points.append(write(tiny, family, unnamed, grouping))
+            unnamed.rename(unnamed.with_name(points[-1].id))
+        front = front_of(tiny, family, builder, points)
+    (folder / "front.json").write_bytes(fronts.dump(front))
+    return points
+
+
+def front_of(tiny: TinyFamily, family: Family, builder: ExpertBuilder, points: Sequence[FrontPoint]) -> Front:
+    scores = dict.fromkeys(tiny.tasks, 0.9)
+    return Front(
+        base="base",
+        revision=None,
+        base_sha256="0" * 64,
+        task_sha256=dict.fromkeys(tiny.tasks, "0" * 64),
+        parameters=family.parameters,
+        granularity="type",
+        components=tuple(component.name for component in builder.components),
+        tasks={name: task.metric for name, task in tiny.tasks.items()},
+        method=builder.method.as_json(),
+        codec=builder.codec.as_json(),
+        dtype="float32",
+        individual=scores,
+        pretrained=dict.fromkeys(tiny.tasks, 0.1),
+        reference=(4.0, 0.1),
+        hypervolume=0.5,
+        history=((len(points), 0.5),),
+        points=tuple(points),
+        controls={},
+    )

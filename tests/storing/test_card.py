@@ -43,4 +43,4 @@ def test_the_head_of_a_card_is_what_the_hub_reads(
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "hf-merge"
     assert head.get("base_model") == base_model
-    assert ModelCard(text).data.library_name == "hf-merge"
+    assert ModelCard(text).data.get("library_name") == "hf-merge"

@@ -1,6 +1,7 @@
 """Members built from a tiny search: whole, exact, each expert stored once, and giving the logits of the search."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from hf_merge.errors import BudgetTooSmall, InputError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.serving.model import MergeModel
+from hf_merge.storing.front import FrontPoint
 from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
 from hf_merge.workflow.build import MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, build, choose_points, read_router
-from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE
 from hf_merge.workflow.search import new_builder, search
 from tests.tiny_runs import TinyRun
@@ -28,7 +30,9 @@ def unbuilt(run: TinyRun, folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns the bytes of every file; the lock's are the time of its last holder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_front_and_both_controls_are_built(tiny_run: TinyRun) -> None:
@@ -38,16 +42,29 @@ def test_the_front_and_both_controls_are_built(tiny_run: TinyRun) -> None:
 
 
 def test_a_loaded_model_gives_bit_for_bit_the_logits_that_the_search_saw(tiny_run: TinyRun) -> None:
-    with open_project(tiny_run.recipe) as project:
+    require_the_logits_of_the_search(tiny_run.recipe, tiny_run.front.points, tiny_run.folder)
+
+
+def test_so_does_one_that_was_searched_in_bfloat16(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = {**tiny_run.document["search"], "dtype": "bfloat16", "evaluations": 4}
+    recipe = Recipe.parse(tiny_run.document | {"search": settings}, "test")
+    front = search(recipe, tmp_path / "run", progress=False)
+    build(tmp_path / "run", progress=False)
+    require_the_logits_of_the_search(recipe, front.points, tmp_path / "run")
+
+
+def require_the_logits_of_the_search(recipe: Recipe, points: Sequence[FrontPoint], folder: Path) -> None:
+    with open_project(recipe) as project:
         rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
-        evaluator = Evaluator(new_builder(project), task_runs(project, rows, Reader(project)))
-        for point in tiny_run.front.points:
-            model = MergeModel.from_pretrained(tiny_run.folder, budget=point.cost)
+        runs = task_runs(project, rows, Reader(project))
+        evaluator = Evaluator(new_builder(project), runs, DTYPES[recipe.search.dtype])
+        for point in points:
+            model = MergeModel.from_pretrained(folder, budget=point.cost)
             assert model.chain_map.id == point.id
             for task, run in evaluator.runs.items():
                 seen = evaluator.logits(task, evaluator.builder.chain(point.grouping, task))
                 for batch in run.batches:
-                    given = model(task=task, **batch.inputs).logits[:, : seen.shape[1]]
+                    given = model(task=task, **batch.inputs).logits[:, : seen.shape[1]].float()
                     assert torch.equal(given, seen[list(batch.rows)])
 
 
@@ -83,6 +100,7 @@ def test_a_second_build_writes_the_same_and_trains_no_second_router(
     family = tmp_path / "family"
     first = build(tiny_run.folder, family, progress=False, max_configs=2)
     before = contents(family)
+    (family / f".{'0' * 16}.part").write_bytes(b"of a killed build")
     monkeypatch.setattr("hf_merge.workflow.build.train_router", lambda *_: pytest.fail("the router is there already"))
     assert build(tiny_run.folder, family, progress=False, max_configs=2) == first
     assert contents(family) == before
@@ -145,6 +163,12 @@ def test_a_family_folder_that_is_not_ours_is_left_alone(tiny_run: TinyRun, tmp_p
     with pytest.raises(RunFolderError, match=r"holds 'thesis\.tex', which hf-merge did not write"):
         build(tiny_run.folder, tmp_path, progress=False)
     assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_a_file_is_no_family_folder(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="is a file"):
+        build(tiny_run.folder, tmp_path / "file", progress=False)
 
 
 def test_the_family_of_another_recipe_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_merge.errors import CheckpointDamaged, InputError
+from hf_merge.serving.reading import InputReader
+from tests.serving.members import rows_of
+from tests.tiny_models import TinyFamily
+
+
+@pytest.fixture
+def reader(tiny_family: Callable[[str], TinyFamily]) -> InputReader:
+    return InputReader(tiny_family("bert").base, "text", None)
+
+
+def test_singles_and_pairs_are_batched_apart(reader: InputReader) -> None:
+    inputs = ["the cat", ("red", "wall"), "two metres long", ["a", "dog"], "rain"]
+    parts = list(reader.batches(inputs, 2))
+    assert [positions for positions, _ in parts] == [[0, 2, 4], [1, 3]]
+    assert [len(batches) for _, batches in parts] == [2, 1]
+    for positions, batches in parts:
+        rows = np.concatenate([batch.rows for batch in batches])
+        assert sorted(rows.tolist()) == list(range(len(positions)))
+    assert parts[1][1][0].inputs["token_type_ids"].max() == 1
+
+
+def test_texts_are_cut_to_the_length_of_the_member(tiny_family: Callable[[str], TinyFamily]) -> None:
+    reader = InputReader(tiny_family("bert").base, "text", 5)
+    ((_, batches),) = reader.batches(["the small old friendly hungry cat sleeps"], 1)
+    assert batches[0].inputs["input_ids"].shape == (1, 5)
+
+
+def test_images_stay_in_order(tiny_family: Callable[[str], TinyFamily]) -> None:
+    vit = tiny_family("vit")
+    reader = InputReader(vit.base, "image", None)
+    images = rows_of(vit, "animals")[:5]
+    ((positions, batches),) = reader.batches(images, 2)
+    assert positions == [0, 1, 2, 3, 4]
+    assert [len(batch.rows) for batch in batches] == [2, 2, 1]
+    assert reader.pad_token_id is None
+
+
+def test_nothing_gives_no_batches(reader: InputReader) -> None:
+    assert list(reader.batches([], 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("one text", "Give a list of inputs"),
+        (["a", 3], "Input 1 is int 3; this model reads texts and pairs of texts"),
+        (["a", ("b", "c", "d")], "Input 1 is tuple"),
+        ([("b",)], "Input 0 is tuple"),
+        ([("b", None)], "Input 0 is tuple"),
+        ([{"text": "a"}], "Input 0 is dict"),
+    ],
+)
+def test_inputs_of_another_kind_are_named(reader: InputReader, inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(reader.batches(inputs, 4))
+
+
+def test_texts_are_no_images(tiny_family: Callable[[str], TinyFamily]) -> None:
+    vit = tiny_family("vit")
+    reader = InputReader(vit.base, "image", None)
+    image = rows_of(vit, "animals")[0]
+    for inputs, message in ((["a cat"], "reads images"), ([image, np.zeros((4, 4))], "Input 1 is ndarray")):
+        with pytest.raises(InputError, match=message):
+            list(reader.batches(inputs, 4))
+    with pytest.raises(InputError, match="Give a list"):
+        list(reader.batches(image, 4))
+
+
+def test_batches_hold_at_least_one_row(reader: InputReader) -> None:
+    with pytest.raises(InputError, match="batch_size is 0"):
+        list(reader.batches(["a"], 0))
+
+
+def test_threads_may_share_a_reader(reader: InputReader) -> None:
+    texts = [[f"the {'small ' * count}cat"] for count in range(30)]
+    expected = [next(reader.batches(one, 1))[1][0].inputs["input_ids"] for one in texts]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda one: next(reader.batches(one, 1))[1][0].inputs["input_ids"], texts * 5)
+        assert all(torch.equal(one, expected[index % 30]) for index, one in enumerate(found))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tiny_family: Callable[[str], TinyFamily]) -> None:
+    with pytest.raises(CheckpointDamaged):
+        InputReader(tiny_family("vit").base, "text", None)

@@ -1,0 +1,75 @@
+"""Results as text: aligned columns, the figures that the documents hold, and the same figures as JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hf_merge.workflow.plan import plan
+from hf_merge.workflow.report import Report, Scores
+from hf_merge.workflow.tables import (
+    front_json,
+    front_table,
+    plan_table,
+    report_table,
+    scores_json,
+    scores_table,
+    text_table,
+)
+from tests.tiny_runs import TinyRun
+
+
+SCORES = Scores(
+    "c0288-abcdef", "front", 0.2877, 0.7, 0.6, 0.5, 0.9, 0.8, {"a": 0.7, "b": 0.5}, {"a": 0.6, "b": 0.4}
+)  # fmt: skip
+
+
+def test_columns_are_as_wide_as_they_need() -> None:
+    table = text_table(("name", "C"), [["long name", "1"], ["x", "10.5"]])
+    assert table.splitlines() == ["name          C", "---------------", "long name     1", "x          10.5"]
+    assert text_table(("name", "C"), []).splitlines()[0] == "name  C"
+
+
+def test_a_front_is_shown_whole_with_its_controls(tiny_run: TinyRun) -> None:
+    front = tiny_run.front
+    table = front_table(front)
+    lines = {line.split()[0]: line for line in table.splitlines() if line.startswith("c0")}
+    assert lines.keys() == {point.id for point in (*front.points, *front.controls.values())}
+    for name, point in front.controls.items():
+        assert name in lines[point.id]
+    for point in front.points:
+        assert f"{point.cost:.4f}" in lines[point.id] and f"{100 * point.normalised:.1f}" in lines[point.id]
+    assert f"hypervolume {front.hypervolume:.4f}" in table and "task_arithmetic (scale 0.4)" in table
+
+
+def test_documents_are_json(tiny_run: TinyRun) -> None:
+    assert json.loads(json.dumps(front_json(tiny_run.front)))["base"] == "base"
+    assert json.loads(json.dumps(scores_json(SCORES, {"a": 1.0, "b": 0.5})))["router_accuracy"] == {"a": 1.0, "b": 0.5}
+
+
+def test_a_plan_says_what_it_assumes(tiny_run: TinyRun) -> None:
+    found = plan(tiny_run.recipe)
+    table = plan_table(found)
+    assert f"all merged C = {found.cost_all_merged:.4f}" in table
+    assert "9 of 625 configurations will be evaluated" in table
+    assert "left out" not in table
+    assert "left out, as no fine-tune has them: pooler.w" in plan_table(replace(found, left_out=("pooler.w",)))
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(5, "5 s"), (600, "10 min"), (36000, "10.0 h")])
+def test_times_are_shown_in_fitting_units(tiny_run: TinyRun, seconds: float, shown: str) -> None:
+    assert f"about {shown} of" in plan_table(replace(plan(tiny_run.recipe), forward_seconds=seconds))
+
+
+def test_a_report_shows_every_row_and_the_router() -> None:
+    alone = replace(SCORES, id="individual", role="individual", routed=None, routed_normalised=None)
+    lines = report_table(Report((alone, SCORES), {"a": 1.0, "b": 0.5}, {"a": 3, "b": 3})).splitlines()
+    assert lines[2].split() == ["individual", "individual", "0.2877", "0.7000", "0.6000", "90.0", "-", "-"]
+    assert lines[3].split() == ["c0288-abcdef", "0.2877", "0.7000", "0.6000", "90.0", "0.5000", "80.0"]
+    assert lines[-1] == "router: 75.0 % of test rows reach their task (a 100.0 %, b 50.0 %)"
+
+
+def test_scores_show_every_task_and_the_mean() -> None:
+    lines = scores_table(SCORES, {"a": 1.0, "b": 0.5}).splitlines()
+    assert lines[-1].split() == ["mean", "0.6000", "0.5000", "0.7500"]
+    assert lines[-2].split() == ["b", "0.5000", "0.4000", "0.5000"]
