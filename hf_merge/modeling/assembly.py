@@ -41,7 +41,7 @@ Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel
 
 _CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
-# While a model is built, torch's own initialisers are replaced for the whole process; two threads at it would mix them up.
+# While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
 _BUILDING = Lock()
 _KNOWN = {"text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
 
