@@ -7,9 +7,9 @@ The rules and the reasons for them are in CONTRIBUTING.md; the figures are here 
 import ast
 import importlib
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -409,11 +409,17 @@ def test_help_is_instant() -> None:
     command = [sys.executable, "-m", "hf_merge", "--help"]
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = _seconds_of_children()
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_seconds_of_children() - start)
         assert run.returncode == 0, run.stderr
     assert min(seconds) <= HELP_SECONDS, f"hf-merge --help takes {min(seconds):.2f} s, the limit is {HELP_SECONDS} s"
+
+
+def _seconds_of_children() -> float:
+    """Returns the processor time of ended children: what they do, not what the machine does beside them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_no_file_names_a_place_on_someones_machine() -> None:

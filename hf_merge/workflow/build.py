@@ -202,9 +202,8 @@ def _heads(project: Project) -> dict[str, StoredHead]:
     stored = {}
     for task, tuned in project.family.tasks.items():
         head = project.heads[task]
-        stored[task] = StoredHead(
-            head.num_labels, head.labels, {name: tuned.checkpoint.read(name) for name in tuned.head}
-        )
+        tensors = {name: tuned.checkpoint.read(name) for name in tuned.head}
+        stored[task] = StoredHead(head.num_labels, head.labels, tensors, head.problem_type)
     return stored
 
 
