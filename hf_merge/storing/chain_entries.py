@@ -23,8 +23,6 @@ TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json",
         "bpe.codes",
-        "chat_template.jinja",
-        "chat_template.json",
         "merges.txt",
         "sentencepiece.bpe.model",
         "special_tokens_map.json",
