@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BUDGETS = (0.25, 0.5, 1.0)
+_NEAR = 0.012  # of C: labels of points closer than this would cover each other
 _INK, _PAPER, _FRONT, _CONTROL, _LEVEL = "#1f2430", "#ffffff", "#2563eb", "#d97706", "#059669"
 
 
@@ -30,20 +31,9 @@ def plot_front(front: Front) -> bytes:
     axes.step(costs, values, where="post", color=_FRONT, linewidth=1.2, alpha=0.5)
     axes.plot(costs, values, "o", color=_FRONT, markersize=5, label="Pareto front")
     _label_points(axes, costs, values)
-    for name, point in front.controls.items():
-        axes.plot(
-            [point.cost], [point.performance], "s", color=_CONTROL, markersize=8, fillstyle="none", markeredgewidth=1.6
-        )
-        axes.annotate(
-            f"{name} int8",
-            (point.cost, point.performance),
-            (6, -13),
-            textcoords="offset points",
-            fontsize=8,
-            color=_CONTROL,
-        )
+    _draw_controls(axes, front)
     axes.set_xlabel("storage cost C (1.0 = one full-precision base model)", color=_INK)
-    axes.set_ylabel("performance P on validation rows (mean of the tasks' metrics)", color=_INK)
+    axes.set_ylabel("performance P (mean metric, validation rows)", color=_INK)
     axes.set_title(
         f"{len(front.tasks)} fine-tunes of {front.base}, {front.method['name']}, granularity {front.granularity}",
         color=_INK,
@@ -92,6 +82,16 @@ Scores on the validation rows that the search saw, with the task known, beside t
 """
 
 
+def _draw_controls(axes: "Axes", front: Front) -> None:
+    """Draws both controls, each labelled on the side where there is room."""
+    middle = (front.points[0].cost + front.points[-1].cost) / 2
+    for name, point in front.controls.items():
+        place, side = ((9, -3), "left") if point.cost < middle else ((0, -16), "right")
+        position, text = (point.cost, point.performance), f"{name}, {front.codec['name']}"
+        axes.plot(*position, "s", color=_CONTROL, markersize=8, fillstyle="none", markeredgewidth=1.6)
+        axes.annotate(text, position, place, textcoords="offset points", fontsize=8, color=_CONTROL, ha=side)
+
+
 def _draw_levels(axes: "Axes", front: Front) -> None:
     level = sum(front.individual.values()) / len(front.individual)
     axes.axhline(
@@ -104,9 +104,9 @@ def _draw_levels(axes: "Axes", front: Front) -> None:
     for budget in BUDGETS:
         axes.axvline(budget, color=_INK, linewidth=0.8, linestyle=":", alpha=0.5)
         axes.annotate(
-            f"{budget:g}",
+            f"budget {budget:g}",
             (budget, 1.0),
-            (2, -10),
+            (2, -9),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize=7,
@@ -114,7 +114,9 @@ def _draw_levels(axes: "Axes", front: Front) -> None:
 
 
 def _label_points(axes: "Axes", costs: list[float], values: list[float]) -> None:
-    """Labels every point with its cost, above and below in turn so that neighbours do not cover each other."""
-    for index, (cost, value) in enumerate(zip(costs, values, strict=True)):
-        place = (-4, 6) if index % 2 == 0 else (2, -11)
-        axes.annotate(f"{cost:.2f}", (cost, value), place, textcoords="offset points", fontsize=7, color=_INK)
+    """Labels points with their cost, above and below in turn; of points at nearly one cost only the best."""
+    shown = [index for index, cost in enumerate(costs) if index + 1 == len(costs) or costs[index + 1] - cost >= _NEAR]
+    for turn, index in enumerate(shown):
+        place = (-14, 6) if turn % 2 == 0 else (4, -11)
+        position = (costs[index], values[index])
+        axes.annotate(f"{costs[index]:.2f}", position, place, textcoords="offset points", fontsize=7, color=_INK)
