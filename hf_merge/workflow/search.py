@@ -73,8 +73,8 @@ def search(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = 
 
 
 def new_builder(project: Project) -> ExpertBuilder:
-    """Returns a builder for a project; it keeps encoded experts up to the bytes of one full-precision base."""
-    limit = 4 * project.family.parameters
+    """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base."""
+    limit = 2 * project.family.parameters
     return ExpertBuilder(project.family, project.components, project.method, project.codec, limit_bytes=limit)
 
 

@@ -69,6 +69,8 @@ def _member_json(chain_map: ChainMap) -> dict[str, Any]:
         ],
         "chains": {task: list(chain) for task, chain in chain_map.chains.items()},
         "bytes": sum(entry.bytes for entry in chain_map.files.values()),
+        "shard_bytes": _bytes(chain_map, "experts-"),
+        "router_bytes": _bytes(chain_map, "router."),
     }
 
 
@@ -77,5 +79,12 @@ def _member_table(chain_map: ChainMap) -> str:
     scores = ", ".join(f"{task} {score:.4f}" for task, score in chain_map.performance.items())
     return (
         f"{chain_map.id}: {len(chain_map.chains)} tasks on {chain_map.base.repo}, C = {chain_map.cost:.4f}\n"
+        f"on disk: {_bytes(chain_map, 'experts-'):,} bytes of shards, which C counts, "
+        f"and {_bytes(chain_map, 'router.'):,} bytes of router, which are overhead\n"
         f"validation scores: {scores}\n\n" + text_table(("expert", "members", "bytes"), rows)
     )
+
+
+def _bytes(chain_map: ChainMap, prefix: str) -> int:
+    """Returns the bytes of the member's files whose names begin with `prefix`."""
+    return sum(entry.bytes for name, entry in chain_map.files.items() if name.startswith(prefix))
