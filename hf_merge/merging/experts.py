@@ -16,7 +16,6 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
 from hf_merge.merging.methods import Member, MethodSpec
-from hf_merge.merging.ranges import extremes, is_within
+from hf_merge.merging.ranges import bounds, extremes, is_within
 
 
 class TensorSource(Protocol):
@@ -211,8 +210,7 @@ class _Sources:
             low, high = _finite_extremes(self._members[task].read(name, flat), f"Task '{task}'", name)
             if self._has_ranges and self.is_quantised(name):
                 if self._settings.get("unit") == "row":
-                    rows = flat.view(self._shapes[name][0], -1)
-                    low, high = (torch.from_numpy(each) for each in (rows.numpy().min(1), rows.numpy().max(1)))
+                    low, high = bounds(flat.view(self._shapes[name]), by_row=True)
                 span = high.double() - low.double()
                 self._sums[name] = self._sums[name] + span if name in self._sums else span
         return out
@@ -257,10 +255,7 @@ def _seed(method: MethodSpec, first_tensor: str, task: str) -> int:
 
 def _finite_extremes(weights: Tensor, owner: str, name: str) -> tuple[Tensor, Tensor]:
     """Returns the smallest and the largest weight, scalars; zeros where there are none."""
-    if not weights.numel():
-        return torch.zeros(()), torch.zeros(())
-    values = weights.numpy()  # torch would wake its threads for every tensor, ten times the work on a busy machine
-    low, high = torch.from_numpy(np.asarray(values.min())), torch.from_numpy(np.asarray(values.max()))
+    low, high = bounds(weights)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise NonFiniteWeights(
             f"{owner}: tensor '{name}' holds NaN or infinity; merging would spread it. "

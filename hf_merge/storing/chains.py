@@ -7,7 +7,7 @@ that contradicts itself. Nothing here needs torch, so a map can be judged before
 import re
 from typing import Any
 
-from hf_merge.errors import MalformedChainMap, UnknownFormatVersion
+from hf_merge.errors import MalformedChainMap
 from hf_merge.storing import chain_rules
 from hf_merge.storing.chain_entries import (
     FORMAT_VERSION,
@@ -64,7 +64,9 @@ def parse(data: bytes) -> ChainMap:
         LimitExceeded: Something in it is larger than its limit.
     """
     top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.chain_map_bytes), ORIGIN)
-    _check_version(top)
+    version = top.check_version(FORMAT_VERSION)
+    if version is not None and type(version) is not int:
+        raise top.refusal("format_version is no integer")
     fields = top.record(_KEYS)
     chain_map = ChainMap(
         id=fields["id"].name(),
@@ -118,17 +120,6 @@ def dump(chain_map: ChainMap) -> bytes:
         raise MalformedChainMap(f"{ORIGIN}: cannot be written: {error}.") from error
     parse(data)  # what we publish must be what everyone else can read
     return data
-
-
-def _check_version(top: Field) -> None:
-    version = top.value.get("format_version") if isinstance(top.value, dict) else None
-    if type(version) is int and version != FORMAT_VERSION:
-        raise UnknownFormatVersion(
-            f"{ORIGIN}: format_version is {version}; this release of hf-merge reads version {FORMAT_VERSION}. "
-            "Update hf-merge, or load an older revision of the repository."
-        )
-    if version is not None and type(version) is not int:
-        raise top.refusal("format_version is no integer")
 
 
 def _base(field: Field) -> BaseRef:

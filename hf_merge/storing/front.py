@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_merge.errors import BudgetTooSmall, MalformedChainMap, UnknownFormatVersion
+from hf_merge.errors import BudgetTooSmall, MalformedChainMap
 from hf_merge.merging.grouping import Grouping, Partition, is_canonical
 from hf_merge.storing import disk
 from hf_merge.storing.json_fields import Field
@@ -167,7 +167,7 @@ def parse(data: bytes) -> Front:
         LimitExceeded: Something in them is larger than its limit.
     """
     top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.chain_map_bytes), ORIGIN)
-    _check_version(top)
+    top.check_version(FORMAT_VERSION)
     fields = top.record(("format_version", *Front.__dataclass_fields__))
     fields["format_version"].integer(FORMAT_VERSION, FORMAT_VERSION)
     components = tuple(item.name() for item in fields["components"].items(LIMITS.components))
@@ -205,15 +205,6 @@ def parse(data: bytes) -> Front:
 
 def _digest(field: Field) -> str:
     return field.match(_DIGEST, "is no SHA-256 of 64 hex digits")
-
-
-def _check_version(top: Field) -> None:
-    version = top.value.get("format_version") if isinstance(top.value, dict) else None
-    if type(version) is int and version != FORMAT_VERSION:
-        raise UnknownFormatVersion(
-            f"{ORIGIN}: format_version is {version}; this release of hf-merge reads version {FORMAT_VERSION}. "
-            "Update hf-merge, or load an older revision of the repository."
-        )
 
 
 def _points(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -> tuple[FrontPoint, ...]:

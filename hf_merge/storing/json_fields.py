@@ -9,7 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import isfinite
 
-from hf_merge.errors import LimitExceeded, MalformedChainMap, UnsafeName, UntrustedContentError, nearest
+from hf_merge.errors import (
+    LimitExceeded,
+    MalformedChainMap,
+    UnknownFormatVersion,
+    UnsafeName,
+    UntrustedContentError,
+    nearest,
+)
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.strict_json import JsonValue, quote
 
@@ -48,6 +55,20 @@ class Field:
         if missing:
             raise self.refusal(f"lacks {', '.join(map(repr, missing))}")
         return {key: self._child(item, key) for key, item in value.items()}
+
+    def check_version(self, supported: int) -> JsonValue:
+        """Returns the `format_version` of the document that this field is the top of, None where it has none.
+
+        Raises:
+            UnknownFormatVersion: It is an integer other than `supported`. Ask first: other versions have other keys.
+        """
+        version = self.value.get("format_version") if isinstance(self.value, dict) else None
+        if type(version) is int and version != supported:
+            raise UnknownFormatVersion(
+                f"{self.origin}: format_version is {version}; this release of hf-merge reads version {supported}. "
+                "Update hf-merge, or load an older revision of the repository."
+            )
+        return version
 
     def mapping(self, limit: int) -> dict[str, "Field"]:
         """Returns the fields of an object whose keys are names, at most `limit` of them."""

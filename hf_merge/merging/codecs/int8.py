@@ -33,7 +33,6 @@ from hf_merge.merging.settings import Hyperparameter, Settings
 
 
 _LEVELS = 255
-# Models whose extremes sit at one element average to an equal range, which float rounding then tips either way.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 _BLOCK = 1 << 15  # elements in a block: intermediate results stay in the cache
 _Array = NDArray[Any]
