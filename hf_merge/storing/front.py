@@ -5,17 +5,18 @@ which reference its hypervolume was measured. Whoever has a budget chooses a poi
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_merge.errors import BudgetTooSmall, MalformedChainMap
+from hf_merge.errors import BudgetTooSmall, MalformedChainMap, UnsafeName
 from hf_merge.merging.grouping import Grouping, Partition, is_canonical
 from hf_merge.storing import disk
 from hf_merge.storing.json_fields import Field
 from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.sources import FULL_HUB_ID
 from hf_merge.storing.strict_json import dumps, loads
 
 
@@ -25,6 +26,7 @@ _MOST_SETTINGS, _MOST_CONTROLS = 64, 8
 _Value = TypeVar("_Value")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PUBLISHED = ("repo", "revision", "map_sha256")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class FrontPoint:
         normalised: The mean over tasks of the metric over the fine-tune's own.
         scores: The metric of every task.
         grouping: Per component, the group of every task (canonical form).
+        repo: The Hub id of its member repo, or None where it was not pushed.
+        revision: The commit of that repo at which the member is whole; None with `repo`.
+        map_sha256: SHA-256 of the `chains.json` at that commit; None with `repo`.
     """
 
     id: str
@@ -46,6 +51,9 @@ class FrontPoint:
     normalised: float
     scores: Mapping[str, float]
     grouping: Grouping
+    repo: str | None = None
+    revision: str | None = None
+    map_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,13 +185,10 @@ def parse(data: bytes) -> Front:
     if not tasks:
         raise fields["tasks"].refusal("is empty")
     reference = fields["reference"].record(("cost", "performance"))
-    revision = fields["revision"]
     controls = fields["controls"].mapping(_MOST_CONTROLS)
     return Front(
         base=fields["base"].text(),
-        revision=None
-        if revision.value is None
-        else revision.match(_COMMIT, "is no commit of 40 hex digits, nor null"),
+        revision=_or_none(fields["revision"], _commit),
         base_sha256=_digest(fields["base_sha256"]),
         task_sha256={task: _digest(field) for task, field in fields["task_sha256"].record(tuple(tasks)).items()},
         parameters=fields["parameters"].integer(1),
@@ -203,8 +208,20 @@ def parse(data: bytes) -> Front:
     )
 
 
+def _or_none(field: Field, read: Callable[[Field], str]) -> str | None:
+    return None if field.value is None else read(field)
+
+
+def _commit(field: Field) -> str:
+    return field.match(_COMMIT, "is no commit of 40 hex digits, nor null")
+
+
 def _digest(field: Field) -> str:
     return field.match(_DIGEST, "is no SHA-256 of 64 hex digits")
+
+
+def _repo(field: Field) -> str:
+    return field.match(FULL_HUB_ID, "is no repo on the Hub (org/name), nor null", UnsafeName)
 
 
 def _points(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -> tuple[FrontPoint, ...]:
@@ -219,6 +236,9 @@ def _points(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -
 def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -> FrontPoint:
     parts = field.record(tuple(FrontPoint.__dataclass_fields__))
     columns = parts["grouping"].record(components)
+    published = [name for name in _PUBLISHED if parts[name].value is not None]
+    if published and len(published) < len(_PUBLISHED):
+        raise field.refusal(f"gives {published[0]} and leaves others of {', '.join(_PUBLISHED)} null")
     cost = parts["cost"].number()
     if cost <= 0:
         raise parts["cost"].refusal(f"is {cost}; a configuration costs more than nothing")
@@ -229,6 +249,9 @@ def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) ->
         normalised=parts["normalised"].number(),
         scores=_scores(parts["scores"], tasks),
         grouping=tuple(_partition(columns[name], len(tasks)) for name in components),
+        repo=_or_none(parts["repo"], _repo),
+        revision=_or_none(parts["revision"], _commit),
+        map_sha256=_or_none(parts["map_sha256"], _digest),
     )
 
 

@@ -11,7 +11,9 @@ from hf_merge.storing.redaction import redact
 from hf_merge.storing.strict_json import quote
 
 
-_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git$)(?:\w(?:[\w.-]*\w)?/)?\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+_SAFE, _NAMESPACE, _NAME = r"(?!.*(?:--|\.\.))(?!.*\.git$)", r"\w(?:[\w.-]*\w)?/", r"\w(?:[\w.-]{0,94}\w)?"
+_HUB_ID = re.compile(f"{_SAFE}(?:{_NAMESPACE})?{_NAME}", re.ASCII)
+FULL_HUB_ID = re.compile(_SAFE + _NAMESPACE + _NAME, re.ASCII)  # org/name: what may stand in a file from outside
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@-]{0,254}", re.ASCII)
 
 
@@ -38,6 +40,19 @@ def local_folder(source: str) -> Path | None:
     if not _HUB_ID.fullmatch(source):
         raise InputError(f"{quote(source)} is neither a folder here nor a Hub id: `name` or `org/name`.")
     return None
+
+
+def check_hub_id(name: str) -> None:
+    """Refuses what cannot be the name of a repo on the Hub.
+
+    Raises:
+        InputError: It is neither `name` nor `org/name`.
+    """
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(
+            f"{quote(redact(name))} cannot be a repo on the Hub. Give `name` or `org/name`: letters, digits, '-', '_' and "
+            "'.', none of '-' and '.' first, last or twice in a row, and no '.git' at the end."
+        )
 
 
 def check_revision(revision: str, source: str) -> None:

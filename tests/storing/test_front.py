@@ -62,7 +62,9 @@ def sample() -> Front:
     )
 
 
-DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+DIGESTS, COMMITS = (st.from_regex(pattern, fullmatch=True) for pattern in (r"[0-9a-f]{64}", r"[0-9a-f]{40}"))
+REPOS = st.from_regex(r"[A-Za-z0-9]{1,9}/[A-Za-z0-9]{1,9}-c[0-9]{4}", fullmatch=True)
+PUBLISHED = {"repo": "org/name-c0251", "revision": "0123456789" * 4, "map_sha256": "4a" * 32}
 
 
 @st.composite
@@ -73,11 +75,12 @@ def any_fronts(draw: st.DrawFn) -> Front:
     partitions = st.lists(st.integers(0, 3), min_size=len(tasks), max_size=len(tasks)).map(canonical)
     groupings = st.tuples(*(partitions for _ in components))
     choices = st.dictionaries(NAMES.filter(lambda key: key != "name"), NUMBERS | NAMES, max_size=3)
-    points = st.builds(FrontPoint, NAMES, st.floats(1e-9, 1e9), NUMBERS, NUMBERS, scores, groupings)
+    bare = st.builds(FrontPoint, NAMES, st.floats(1e-9, 1e9), NUMBERS, NUMBERS, scores, groupings)
+    points = bare | st.builds(replace, bare, repo=REPOS, revision=COMMITS, map_sha256=DIGESTS)
     listed = draw(st.lists(points, min_size=1, max_size=4, unique_by=lambda entry: entry.id))
     return Front(
         base=draw(TEXTS),
-        revision=draw(st.none() | st.from_regex(r"[0-9a-f]{40}", fullmatch=True)),
+        revision=draw(st.none() | COMMITS),
         base_sha256=draw(DIGESTS),
         task_sha256=draw(st.fixed_dictionaries(dict.fromkeys(tasks, DIGESTS))),
         parameters=draw(st.integers(1, 2**60)),
@@ -128,6 +131,19 @@ def test_outside_readers_find_what_they_know() -> None:
     assert document["history"][1] == {"evaluations": 8, "hypervolume": 0.7}
 
 
+def publish(top: dict[str, Any], **changes: Any) -> None:
+    top["points"][0].update(PUBLISHED | changes)
+
+
+def test_a_pushed_point_names_its_repo_its_commit_and_the_digest_of_its_map() -> None:
+    document = json.loads(fronts.dump(sample()))
+    assert [document["points"][0][key] for key in PUBLISHED] == [None, None, None]
+    publish(document)
+    read = fronts.parse(json.dumps(document).encode()).points
+    assert (read[0].repo, read[0].revision, read[0].map_sha256) == tuple(PUBLISHED.values())
+    assert (read[1].repo, read[1].revision, read[1].map_sha256) == (None, None, None)
+
+
 Edit = Callable[[dict[str, Any]], object]
 HOSTILE: dict[str, tuple[Edit, type[InputError], str]] = {
     "unknown key": (lambda top: top.update(extra=1), MalformedChainMap, "'extra' is unknown"),
@@ -160,6 +176,22 @@ HOSTILE: dict[str, tuple[Edit, type[InputError], str]] = {
     "nameless": (lambda top: top["method"].pop("name"), MalformedChainMap, "method: lacks 'name'"),
     "nested": (lambda top: top["method"].update(scale=[1]), MalformedChainMap, r"method\.scale: is an array"),
     "dtype": (lambda top: top.update(dtype="float64"), MalformedChainMap, "dtype"),
+    "half published": (
+        lambda top: top["points"][1].update(repo="org/x"),
+        MalformedChainMap,
+        r"points\[1\]: gives repo and leaves others",
+    ),
+    "published nowhere": (lambda top: publish(top, revision=None), MalformedChainMap, r"points\[0\]: gives repo"),
+    "published by branch": (lambda top: publish(top, revision="main"), MalformedChainMap, r"revision: 'main' is no"),
+    "published undigested": (lambda top: publish(top, map_sha256="x"), MalformedChainMap, "map_sha256: 'x'"),
+    **{
+        f"published as {repo!r}": (
+            lambda top, repo=repo: publish(top, repo=repo),  # type: ignore[misc]
+            UnsafeName,
+            r"points\[0\]\.repo: .* is no repo on the Hub",
+        )
+        for repo in ("../x", "/etc/x", "members", "a/b/c", "org/..", "org/x.git", "./x", "org/x/", "https://h/x", "a\\b")
+    },
     "controls": (
         lambda top: top.update(controls={f"c{n}": top["points"][0] for n in range(9)}),
         LimitExceeded,
