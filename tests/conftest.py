@@ -5,8 +5,9 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
+from huggingface_hub import constants  # noqa: E402
+
+from tests.hub_server import HubServer  # noqa: E402
 from tests.tiny_models import TinyFamily, build_family  # noqa: E402
 from tests.tiny_runs import TinyRun, build_run  # noqa: E402
 
@@ -68,6 +72,23 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
         return build_family(layout, tmp_path_factory.mktemp(f"{layout}-family"))
 
     return build
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Returns a Hub of its own for one test, to which the real client talks by plain LFS and without waiting.
+
+    HF_ENDPOINT was read when huggingface_hub was imported: hand `endpoint=hub.endpoint` to whatever is called.
+    """
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "stored-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # Else the client asks the real Hub which agents there are.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with HubServer() as server:
+        server.add_user("alice", "hf_alice")
+        yield server
 
 
 @pytest.fixture(scope="session")

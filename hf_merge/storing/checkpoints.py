@@ -53,7 +53,9 @@ class Checkpoint:
         trunk: The first path segment of its backbone with the dot, or the empty string.
     """
 
-    def __init__(self, source: str, folder: Path, revision: str | None = None) -> None:
+    def __init__(self, source: str, folder: Path, revision: str | None = None, *, headers_only: bool = False) -> None:
+        """Opens a checkpoint folder; with `headers_only` its weights are holes, and reading one is an error."""
+        self._headers_only = headers_only
         self.source, self.folder, self.revision = source, folder, revision
         self.config: dict[str, Any] = _read_config(folder, source)
         self._files: list[SafetensorsFile] = []
@@ -82,6 +84,8 @@ class Checkpoint:
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """Returns the tensor `name` as float32, in `out` where it is given (same number of elements, contiguous)."""
+        if self._headers_only:
+            raise RuntimeError(f"{self.source} was opened for its headers alone.")
         file, spec = self._home[name]
         return file.read_float32(spec.name, out)
 

@@ -14,6 +14,7 @@ from hf_merge.merging.cost import bytes_of, configuration_cost
 from hf_merge.merging.grouping import all_merged, all_separate
 from hf_merge.recipe import Recipe
 from hf_merge.searching.space import SearchSpace
+from hf_merge.storing import hub
 from hf_merge.workflow.project import Project, open_project
 
 
@@ -72,14 +73,14 @@ class Plan:
     assumed_positions: int
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Returns what a search of the recipe will merge, store and need; no weight is read.
+def plan(recipe: Recipe, *, access: hub.Access = hub.AS_USUAL) -> Plan:
+    """Returns what a search of the recipe will merge, store and need; no weight is read, nor fetched.
 
     Raises:
         ModelMismatch: The checkpoints cannot be merged; every clash is listed.
         RecipeError: A setting is unknown or impossible.
     """
-    with open_project(recipe) as project:
+    with open_project(recipe, headers_only=True, access=access) as project:
         return _plan(project)
 
 

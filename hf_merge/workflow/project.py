@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from hf_merge.errors import RecipeError
+from hf_merge.errors import HubError, RecipeError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, decompose, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
-from hf_merge.recipe import DataSpec, Recipe, settings_of
+from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.evaluation import TaskRun
+from hf_merge.searching.splits import BUILDERS, check_source
 from hf_merge.searching.tasks import Rows, TaskData, load_task
 from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
@@ -56,8 +58,15 @@ class Project:
 
 
 @contextmanager
-def open_project(recipe: Recipe) -> Iterator[Project]:
+def open_project(
+    recipe: Recipe, *, headers_only: bool = False, access: hub.Access = hub.AS_USUAL
+) -> Iterator[Project]:
     """Opens a recipe: pulls what is on the Hub, checks configurations and headers, and closes the files at the end.
+
+    Args:
+        recipe: The recipe.
+        headers_only: Leave the weights on the Hub; whoever reads one gets an error.
+        access: How to reach the Hub.
 
     Raises:
         RecipeError: A method, codec or hyperparameter is unknown or impossible, or tasks of two kinds are mixed.
@@ -68,17 +77,13 @@ def open_project(recipe: Recipe) -> Iterator[Project]:
     codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
     require_granularity(recipe.merge.granularity)
     kind = _kind(recipe)
-    opened: list[Checkpoint] = []
-    try:
-        base = _open(recipe.base.model, recipe.base.revision, opened)
-        tuned = {task.name: _open(task.model, task.revision, opened) for task in recipe.tasks}
+    with _Opening(headers_only, access) as opening:
+        base = opening.open("base", recipe.base.model, recipe.base.revision)
+        tuned = {task.name: opening.open(f"task {task.name}", task.model, task.revision) for task in recipe.tasks}
         family = align(base, tuned)
-        pinned = _pinned(recipe, base, tuned)
+        pinned = _pinned(recipe, base, tuned, access)
         components = decompose(family.shapes, recipe.merge.granularity, stages=recipe.merge.stages)
         yield Project(pinned, family, components, method, codec, kind)
-    finally:
-        for checkpoint in opened:
-            checkpoint.close()
 
 
 def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
@@ -154,21 +159,34 @@ def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dic
     return runs
 
 
-def _open(source: str, revision: str | None, opened: list[Checkpoint]) -> Checkpoint:
-    resolved = hub.pull_checkpoint(source, revision)
-    checkpoint = Checkpoint(source, resolved.folder, resolved.revision)
-    opened.append(checkpoint)
-    return checkpoint
+class _Opening(ExitStack):
+    """Checkpoints being opened, and closed again together."""
+
+    def __init__(self, headers_only: bool, access: hub.Access) -> None:
+        super().__init__()
+        self._access, self._scratch = access, Path()
+        self._headers_only = headers_only
+        if headers_only:
+            self._scratch = Path(self.enter_context(TemporaryDirectory(prefix="hf-merge-")))
+
+    def open(self, name: str, source: str, revision: str | None) -> Checkpoint:
+        """Returns a checkpoint opened, pulled first where it is on the Hub."""
+        if self._headers_only:
+            resolved = hub.pull_headers(source, revision, self._scratch / name, access=self._access)
+        else:
+            resolved = hub.pull_checkpoint(source, revision, access=self._access)
+        checkpoint = Checkpoint(source, resolved.folder, resolved.revision, headers_only=self._headers_only)
+        return self.enter_context(checkpoint)
 
 
-def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Recipe:
+def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint], access: hub.Access) -> Recipe:
     """Returns the recipe with every Hub source pinned to the commit that was pulled, every local path absolute."""
     tasks = tuple(
         task.model_copy(
             update={
                 "model": _address(tuned[task.name]),
                 "revision": tuned[task.name].revision,
-                "data": _located(task.data),
+                "data": _located(task, access),
             }
         )
         for task in recipe.tasks
@@ -181,14 +199,27 @@ def _address(checkpoint: Checkpoint) -> str:
     return checkpoint.source if checkpoint.revision is not None else str(checkpoint.folder.absolute())
 
 
-def _located(data: DataSpec) -> DataSpec:
-    """Returns where rows are, local files by absolute path, so that the recipe holds from every folder."""
+def _located(task: TaskSpec, access: hub.Access) -> DataSpec:
+    """Returns where rows are, a data set on the Hub at one commit, local files by absolute path."""
+    data = task.data
+    check_source(task)
+    if data.path not in BUILDERS and not Path(data.path).exists():
+        return data.model_copy(update={"revision": _pinned_dataset(data, access)})
     if data.data_files is None:
-        return data
+        return data.model_copy(update={"path": str(Path(data.path).absolute())})
     files = {
         split: str(Path(file).absolute()) if Path(file).exists() else file for split, file in data.data_files.items()
     }
     return data.model_copy(update={"data_files": files})
+
+
+def _pinned_dataset(data: DataSpec, access: hub.Access) -> str | None:
+    try:
+        return hub.pin_dataset(data.path, data.revision, access)
+    except HubError:
+        if access.offline:
+            return data.revision  # `datasets` keeps what it has read in a cache of its own
+        raise
 
 
 def _kind(recipe: Recipe) -> Kind:

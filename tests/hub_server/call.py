@@ -5,9 +5,9 @@ import re
 import secrets
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
+from time import sleep  # bound here, for tests replace it in `time` so that the client does not wait
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -48,6 +48,7 @@ class Call(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server_version = "hub-server"
+    disable_nagle_algorithm = True  # else an answer's body waits 40 ms for the client to acknowledge its headers
     hub: "ClassVar[HubServer]"
     routes: ClassVar[tuple[Route, ...]]
 
@@ -92,7 +93,9 @@ class Call(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         self.fault = self._take_fault()
         if self.fault:
-            time.sleep(self.fault.delay)
+            sleep(self.fault.delay)
+            if self.fault.drop == "request":
+                self._break_off()
             if self.fault.status:
                 return self.answer(self.fault.status, self.fault.body, self.fault.headers)
         self.user = self._authenticate()
@@ -107,6 +110,9 @@ class Call(BaseHTTPRequestHandler):
         with self.hub.lock:
             for fault in self.hub.faults:
                 if fault.times and fault.method in ("*", self.command) and re.search(fault.path, self.path):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     return fault
         return None
@@ -145,6 +151,11 @@ class Call(BaseHTTPRequestHandler):
             self.left -= len(chunk)
             yield chunk
 
+    def _break_off(self) -> None:
+        if self.fault is not None and self.fault.call is not None:
+            self.fault.call()
+        self._drop()
+
     def _drop(self) -> None:
         self.entry.status = "dropped"
         if self.fault is None or self.fault.reset:
@@ -164,6 +175,9 @@ class Call(BaseHTTPRequestHandler):
 
     def answer(self, status: int, data: bytes = b"", headers: Headers | None = None, size: int | None = None) -> None:
         self._drain()
+        drop = self.fault.drop if self.fault else None
+        if drop == "answer":
+            self._break_off()
         self.entry.status = status
         self.send_response(status)
         for key, value in (headers or {}).items():
@@ -171,8 +185,12 @@ class Call(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) if size is None else size))
         self.send_header("X-Request-Id", secrets.token_hex(8))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            data = b""
+        self.wfile.write(data[: len(data) // 2] if drop == "body" else data)
+        if drop == "body":
+            self.wfile.flush()
+            self._break_off()
 
     def _drain(self) -> None:
         """Reads what is left of the body, or the next request on this connection is garbled."""
@@ -193,6 +211,8 @@ class Call(BaseHTTPRequestHandler):
                 return self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
             headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
+        if self.fault and self.fault.drop == "answer":
+            self._break_off()
         if self.command == "HEAD":
             return self.answer(200, b"", headers, size=size)
         with open_file() as file:
@@ -207,12 +227,14 @@ class Call(BaseHTTPRequestHandler):
 
     def _send(self, file: BinaryIO, count: int) -> None:
         limit, sent = self.fault.drop_after if self.fault else None, 0
+        if self.fault and self.fault.drop == "body":
+            limit = count // 2
         while sent < count:
             chunk = file.read(min(_CHUNK_BYTES, count - sent))
             if limit is not None and sent + len(chunk) > limit:
                 self.wfile.write(chunk[: limit - sent])
                 self.wfile.flush()
-                self._drop()
+                self._break_off()
             self.wfile.write(chunk)
             sent += len(chunk)
 

@@ -8,6 +8,8 @@ from tests.hub_server.state import PREFIX_TO_TYPE, Json, Refused, Repo, now
 
 
 ROUTES: list[Route] = []
+_PAGE_DISCUSSIONS = 10
+_LISTED_ITEMS = 4  # of a collection, in a listing
 _SLUG = r"/api/collections/(?P<slug>[^/]+/[^/]+)"
 
 
@@ -38,6 +40,20 @@ def create_discussion(call: Call, kind: str, repo_id: str) -> None:
     call.answer_json(discussion)
 
 
+@route(ROUTES, "GET", API + "/discussions")
+def list_discussions(call: Call, kind: str, repo_id: str) -> None:
+    repo, wanted = call.find(kind, repo_id), call.flag("type", "all")
+    author, start = call.flag("author", ""), int(call.flag("p", "0")) * _PAGE_DISCUSSIONS
+    found = [
+        item
+        for item in repo.discussions[::-1]  # the latest first
+        if wanted == "all" or item["isPullRequest"] == (wanted == "pull_request")
+        if not author or item["author"]["name"] == author
+    ]
+    page = found[start : start + _PAGE_DISCUSSIONS]
+    call.answer_json({"discussions": page, "count": len(found), "start": start})
+
+
 @route(ROUTES, "GET", API + r"/discussions/(?P<number>\d+)")
 def get_discussion(call: Call, kind: str, repo_id: str, number: str) -> None:
     repo = call.find(kind, repo_id)
@@ -60,11 +76,15 @@ def find_collection(call: Call, slug: str, *, write: bool = False) -> Json:
 
 @route(ROUTES, "GET", "/api/collections")
 def list_collections(call: Call) -> None:
-    owners, found = call.query.get("owner"), []
+    owners, items, found = call.query.get("owner"), call.query.get("item"), []
     for collection in call.hub.collections.values():
-        if not owners or collection["owner"]["name"] in owners:
+        mine = call.user is not None and collection["owner"]["name"] in call.user.namespaces
+        inside = {f"{item['type']}s/{item['id']}" for item in collection["items"]}
+        shown = mine or not collection["private"]
+        if shown and (not owners or collection["owner"]["name"] in owners) and (not items or inside & set(items)):
             # The client numbers the list itself, and fails if "position" comes with it.
-            found.append({key: value for key, value in collection.items() if key != "position"})
+            listed = {key: value for key, value in collection.items() if key != "position"}
+            found.append(listed | {"items": collection["items"][:_LISTED_ITEMS]})
     call.answer_json(found)
 
 

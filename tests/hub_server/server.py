@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
 
@@ -75,7 +76,7 @@ class HubServer:
         self._http = _Server(("127.0.0.1", port), _handler(self))
         self.port = self._http.server_port
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self.thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -102,6 +103,14 @@ class HubServer:
 
     def requests(self, pattern: str = "") -> list[Request]:
         return [request for request in self.log if re.search(pattern, f"{request.method} {request.path}")]
+
+    def settle(self, seconds: float = 10.0) -> None:
+        """Returns when no request is under way any more, whose client may be long dead."""
+        deadline = monotonic() + seconds
+        while any(request.status is None for request in self.log):
+            if monotonic() > deadline:
+                raise TimeoutError(f"still under way: {[request for request in self.log if request.status is None]}")
+            sleep(0.002)
 
     def publish(
         self, repo_id: str, files: Mapping[str, bytes], *, repo_type: str = "model", private: bool = False

@@ -3,10 +3,10 @@
 import hashlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -107,16 +107,23 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Spoils the next `times` requests whose method and path match."""
+    """Spoils the next `times` requests whose method and path match, after it has let `skip` of them through.
+
+    `drop` says when the connection breaks off: at the "request", which is not carried out; at the "answer", which gets
+    lost although the request was carried out; or in mid-answer, at its "body". `call` is called at that moment.
+    """
 
     method: str
     path: str
     times: int = 1
+    skip: int = 0
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b'{"error": "injected fault"}'
     drop_after: int | None = None  # drop the connection after so many bytes of the body, either way
-    reset: bool = True  # by a TCP reset, else by an orderly close in mid-body
+    drop: Literal["request", "answer", "body"] | None = None
+    reset: bool = True  # by a TCP reset, else by an orderly close
+    call: Callable[[], None] | None = None
     delay: float = 0.0
 
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from pathlib import Path
@@ -21,7 +20,16 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hf_merge.errors import CheckpointDamaged, HubError, InputError, PickleRefused, ResourceError
-from hf_merge.storing.hub import Resolved, pull_checkpoint, pull_member
+from hf_merge.storing.hub import (
+    MEMBER_FILES,
+    Access,
+    Repo,
+    Resolved,
+    pin_dataset,
+    pull_checkpoint,
+    pull_files,
+    read_file,
+)
 from tests.hub_server import HubServer
 
 
@@ -48,25 +56,18 @@ class Puller:
     cache: Path
     naps: list[float] = field(default_factory=list)
 
-    def arguments(self, **changes: Any) -> dict[str, Any]:
-        return {"endpoint": self.hub.endpoint, "cache_dir": self.cache, "sleep": self.naps.append} | changes
+    def access(self, **changes: Any) -> Access:
+        asked: dict[str, Any] = {"endpoint": self.hub.endpoint, "cache_dir": self.cache, "sleep": self.naps.append}
+        return Access(**asked | changes)
 
-    def __call__(self, source: str, revision: str | None = None, **changes: Any) -> Resolved:
-        return pull_checkpoint(source, revision, **self.arguments(**changes))
+    def __call__(self, source: str, revision: str | None = None, *, weights: bool = True, **changes: Any) -> Resolved:
+        return pull_checkpoint(source, revision, access=self.access(**changes), weights=weights)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "stored-token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # Else the client asks the real Hub which agents there are.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    with HubServer() as server:
-        server.add_user("alice", "hf_alice")
-        server.add_user("bob", "hf_bob")
-        yield server
+def hub(hub: HubServer) -> HubServer:
+    hub.add_user("bob", "hf_bob")
+    return hub
 
 
 @pytest.fixture
@@ -115,14 +116,14 @@ def test_a_member_brings_what_the_format_names(hub: HubServer, pull: Puller) -> 
     )
     files |= {"router.safetensors": WEIGHTS}
     commit = hub.publish("alice/member", {**files, "model.safetensors": WEIGHTS, "evil.py": b"", "pareto.png": b"png"})
-    pulled = pull_member("alice/member", **pull.arguments())
+    pulled = pull_files("alice/member", MEMBER_FILES, access=pull.access())
     assert names(pulled) == set(files)
     assert pulled.revision == commit
 
 
 def test_a_front_is_pulled_like_a_member(hub: HubServer, pull: Puller) -> None:
     hub.publish("alice/family", {"front.json": b"{}", "recipe.yaml": b"", "README.md": b"", "pareto.png": b"png"})
-    pulled = pull_member("alice/family", **pull.arguments())
+    pulled = pull_files("alice/family", MEMBER_FILES, access=pull.access())
     assert names(pulled) == {"front.json", "recipe.yaml", "README.md"}
 
 
@@ -140,12 +141,60 @@ def test_a_repo_without_weights_is_refused(hub: HubServer, pull: Puller) -> None
         pull("alice/empty")
 
 
-@pytest.mark.parametrize("pulling", [pull_checkpoint, pull_member])
-def test_a_local_folder_passes_through(hub: HubServer, pull: Puller, tmp_path: Path, pulling: Any) -> None:
+def test_a_local_folder_passes_through(hub: HubServer, pull: Puller, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert pulling(folder, "main", **pull.arguments()) == Resolved(str(folder), folder, None)
+    there = Resolved(str(folder), folder, None)
+    assert pull_checkpoint(folder, "main", access=pull.access()) == there
+    assert pull_files(folder, MEMBER_FILES, "main", access=pull.access()) == there
     assert not hub.log
+
+
+def test_only_what_is_named_travels(hub: HubServer, pull: Puller) -> None:
+    commit = hub.publish("alice/base", MODEL)
+    repo = Repo("alice/base", access=pull.access())
+    assert not hub.log, "nothing is asked before it is needed"
+    folder = repo.pull(("config.json", "lost.json"))
+    assert (repo.name, repo.revision, repo.listing()) == ("alice/base", commit, sorted(MODEL))
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    hub.log.clear()
+    repo.pull(("model.safetensors",))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert not hub.requests("/api/models/|config"), "revision and listing are known by now"
+
+
+def test_a_repo_is_never_a_local_folder(hub: HubServer, pull: Puller, tmp_path: Path) -> None:
+    for name in (str(tmp_path), ".", "../x", "~/x", "https://x.example/a", "a/b/c", ""):
+        with pytest.raises(InputError, match="cannot be a repo on the Hub"):
+            Repo(name, access=pull.access())
+    assert not hub.log
+
+
+def test_one_file_is_read_or_said_not_to_be_there(hub: HubServer, pull: Puller) -> None:
+    hub.publish("alice/base", MODEL)
+    hub.publish("alice/secret", MODEL, private=True)
+    access = pull.access()
+    assert read_file("alice/base", "config.json", access=access) == MODEL["config.json"]
+    assert read_file("alice/base", "front.json", access=access) is None
+    assert read_file("alice/base", "config.json", "no-such-branch", access=access) is None
+    assert read_file("alice/nothing", "config.json", access=access) is None
+    assert read_file("alice/secret", "config.json", access=access) is None
+    hub.repo("alice/base").gated = True
+    with pytest.raises(HubError, match="is gated"):
+        read_file("alice/base", "tokenizer.json", access=pull.access(cache_dir=pull.cache / "other"))
+
+
+def test_a_data_set_is_pinned_to_its_commit(hub: HubServer, pull: Puller) -> None:
+    commit = hub.publish("alice/reviews", {"train.parquet": b"PAR1"}, repo_type="dataset")
+    hub.publish("alice/base", MODEL)
+    assert pin_dataset("alice/reviews", None, pull.access()) == commit
+    assert pin_dataset("alice/reviews", "main", pull.access()) == commit
+    with pytest.raises(HubError, match=r"'alice/base' is a model, not a data set\. Models belong under `base`"):
+        pin_dataset("alice/base", None, pull.access())
+    with pytest.raises(HubError, match=r"No data set 'alice/nothing' on"):
+        pin_dataset("alice/nothing", None, pull.access())
+    with pytest.raises(HubError, match=r"'alice/reviews' has no revision 'v9'"):
+        pin_dataset("alice/reviews", "v9", pull.access())
 
 
 # One commit
@@ -253,7 +302,7 @@ def test_a_gated_repo_says_where_to_ask(hub: HubServer, pull: Puller) -> None:
 
 
 def test_a_missing_repo_is_named_with_what_to_check(pull: Puller) -> None:
-    with pytest.raises(HubError, match=r"No model 'alice/bsae'.*no folder of that name\. Check the spelling"):
+    with pytest.raises(HubError, match=r"No model 'alice/bsae'.*Check the spelling, or the path if it is a folder"):
         pull("alice/bsae")
     assert not pull.naps
 
@@ -341,7 +390,6 @@ def test_what_the_client_has_retried_is_not_retried_again(
 ) -> None:
     hub.publish("alice/base", MODEL)
     hub.fault("GET", "/cdn/", status=429, times=1000)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(HubError, match=r"too many requests \(429\)"):
         pull("alice/base")
     assert len(hub.requests("GET /cdn/")) == 6
@@ -354,7 +402,6 @@ def test_neither_messages_nor_logs_hold_signed_addresses(
     hub.publish("alice/base", MODEL)
     hub.fault("GET", "/cdn/", drop_after=10, reset=False)  # the client logs this one, with the whole address
     hub.fault("GET", "/cdn/", status=404)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     said = logging.StreamHandler(io.StringIO())
     library = logging.getLogger("huggingface_hub")
     library.addHandler(said)
