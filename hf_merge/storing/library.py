@@ -6,14 +6,11 @@ used, and every tensor with what a codec can have written. See docs/format.md.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_merge.errors import (
@@ -21,22 +18,19 @@ from hf_merge.errors import (
     DigestMismatch,
     MalformedChainMap,
     RecipeError,
-    ResourceError,
     UntrustedContentError,
 )
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import Expert, ExpertKey, decode_expert, find_fault, stored_names
-from hf_merge.storing import chains, disk, member_files
+from hf_merge.storing import chains, disk, member_files, shard_layout
 from hf_merge.storing.chain_entries import ROUTER_FILE, ChainMap, ExpertEntry, HeadEntry
-from hf_merge.storing.durable import sync_file, write_atomic
-from hf_merge.storing.limits import LIMITS, MIB
+from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.member_files import CARD_FILE, MAP_FILE
+from hf_merge.storing.shard_layout import Piece
 from hf_merge.storing.tensors import SafetensorsFile
 
 
-__all__ = ["MAP_FILE", "Member", "MemberContent", "StoredHead", "copy_member", "write_member"]
-
-SHARD_BYTES = 64 * MIB
+__all__ = ["MAP_FILE", "Member", "MemberContent", "StoredHead", "write_member"]
 
 # An expert or a head on its way into a shard: the first part of its tensors' names there, and its tensors.
 _Owner: TypeAlias = tuple[str, Mapping[str, Tensor]]
@@ -65,7 +59,7 @@ class MemberContent:
 
     Attributes:
         chain_map: The map, its experts, heads and files still empty; they follow from what is written.
-        experts: The distinct experts, each once; they may be built one by one while they are written.
+        experts: Builds the expert of an id; asked once for each expert of the chains, one after the other.
         heads: The heads by task.
         router: The bytes of `router.safetensors`, or None where there is nothing to route.
         config: The content of `config.json`.
@@ -74,7 +68,7 @@ class MemberContent:
     """
 
     chain_map: ChainMap
-    experts: Iterable[Expert]
+    experts: Callable[[str], Expert]
     heads: Mapping[str, StoredHead]
     router: bytes | None
     config: Mapping[str, object]
@@ -109,47 +103,50 @@ def write_member(folder: Path, content: MemberContent) -> ChainMap:
     return chain_map
 
 
-def copy_member(member: "Member", folder: Path) -> None:
-    """Copies a member into another folder, every file checked first and the map last.
-
-    Raises:
-        RunFolderError: The folder holds something that is no member of ours.
-        DigestMismatch: A file of the member is missing or not the one that its map was written for.
-        ResourceError: The disk refused; the folder is then no member.
-    """
-    member.check_all()
-    if folder.exists() and folder.samefile(member.folder):
-        return
-    member_files.empty_folder(folder)
-    for name in member.chain_map.files:
-        member_files.copy_file(member.folder / name, folder / name)
-    if (member.folder / CARD_FILE).is_file():
-        member_files.copy_file(member.folder / CARD_FILE, folder / CARD_FILE)
-    write_atomic(folder / MAP_FILE, chains.dump(member.chain_map))
-
-
 class Member:
-    """A member folder opened for reading.
+    """A member folder opened for reading, for all of its tasks or for some.
 
     Attributes:
         folder: Where it lies.
-        chain_map: What it says.
+        source: What messages call it.
+        chain_map: What it says, of all its tasks.
+        tasks: The tasks that it is opened for, in the order of its chains.
+        files: The names of the files that they need.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[str] | None = None,
+        *,
+        source: str | None = None,
+        map_sha256: str | None = None,
+    ) -> None:
         """Reads and checks the map; nothing else is read yet.
+
+        Args:
+            folder: A member folder; of the other files only those in `files` need to be there.
+            tasks: Names of tasks, None for all.
+            source: What messages call it, by default the folder.
+            map_sha256: What the SHA-256 of the map must be; None where nobody vouches for it.
 
         Raises:
             CheckpointDamaged: There is no map.
+            DigestMismatch: The map has another SHA-256.
             UntrustedContentError: The map breaks a rule of the format.
+            InputError: A task is unknown or named twice, or there is none.
         """
-        path = folder / MAP_FILE
-        if not path.is_file():
-            raise CheckpointDamaged(f"{folder} holds no {MAP_FILE}: it is no member, or was not written to its end.")
-        with disk.naming(path), path.open("rb") as file:
-            self.chain_map: ChainMap = chains.parse(file.read(LIMITS.chain_map_bytes + 1))
-        self.folder = folder
+        self.folder, self.source = folder, source or str(folder)
+        self.chain_map: ChainMap = member_files.read_map(folder, self.source, map_sha256)
+        self.tasks = member_files.choose_tasks(self.chain_map, tasks)
+        self.files = member_files.needed_files(self.chain_map, self.tasks)
         self._checked: set[str] = set()
+
+    @property
+    def experts(self) -> tuple[ExpertEntry, ...]:
+        """The experts in the chains of its tasks."""
+        used = {identifier for task in self.tasks for identifier in self.chain_map.chains[task]}
+        return tuple(entry for entry in self.chain_map.experts if entry.id in used)
 
     def check(self, name: str) -> Path:
         """Returns the path of a file of the member, after its length and digest were compared with the map, once.
@@ -162,14 +159,14 @@ class Member:
             difference = member_files.find_difference(path, self.chain_map.files[name])
             if difference is not None:
                 raise DigestMismatch(
-                    f"{self.folder}: {name} {difference}: it is damaged or was exchanged. Fetch or build it again."
+                    f"{self.source}: {name} {difference}: it is damaged or was exchanged. Fetch or build it again."
                 )
             self._checked.add(name)
         return path
 
     def check_all(self) -> None:
-        """Checks every file of the member as `check` does."""
-        for name in self.chain_map.files:
+        """Checks every file in `files` as `check` does."""
+        for name in self.files:
             self.check(name)
 
     def expert(self, entry: ExpertEntry) -> dict[str, Tensor]:
@@ -184,7 +181,7 @@ class Member:
         try:
             codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
         except RecipeError as error:
-            raise MalformedChainMap(f"{self.folder}: expert '{entry.id}': {error} Update hf-merge?") from error
+            raise MalformedChainMap(f"{self.source}: expert '{entry.id}': {error} Update hf-merge?") from error
         return decode_expert(codec, names, self._read(entry, entry.id, names))
 
     def head(self, task: str) -> dict[str, Tensor]:
@@ -197,16 +194,16 @@ class Member:
         entry = self.chain_map.heads[task]
         stored = self._read(entry, _head_prefix(task), entry.tensors)
         if stored.keys() != set(entry.tensors):
-            raise MalformedChainMap(f"{self.folder}: the head of '{task}' is quantised; heads are stored in full.")
+            raise MalformedChainMap(f"{self.source}: the head of '{task}' is quantised; heads are stored in full.")
         return stored
 
     def router(self) -> dict[str, Tensor] | None:
-        """Returns the tensors of the router, or None where the member has no router.
+        """Returns the tensors of the router, or None where the member has none or its tasks need none.
 
         Raises:
             DigestMismatch: The file is not the one that the map was written for.
         """
-        if ROUTER_FILE not in self.chain_map.files:
+        if ROUTER_FILE not in self.files:
             return None
         with SafetensorsFile(self.check(ROUTER_FILE)) as file:
             return {name: file.read(name) for name in file.specs}
@@ -223,7 +220,7 @@ class Member:
                     raise MalformedChainMap(f"{file.path}: the tensor '{prefix}/{name}' {fault}.")
         if _bytes_of(stored) != entry.bytes:
             raise MalformedChainMap(
-                f"{self.folder}: '{prefix}' takes {_bytes_of(stored)} bytes where {MAP_FILE} promises {entry.bytes}."
+                f"{self.source}: '{prefix}' takes {_bytes_of(stored)} bytes where {MAP_FILE} promises {entry.bytes}."
             )
         return stored
 
@@ -245,20 +242,13 @@ def _whole_member(folder: Path, content: MemberContent) -> ChainMap | None:
 
 
 def _write_shards(folder: Path, content: MemberContent) -> tuple[list[ExpertEntry], dict[str, HeadEntry], list[str]]:
-    """Writes heads and experts into shards of about `SHARD_BYTES`; returns their entries and the shards' names."""
+    """Writes heads and experts into shards as `shard_layout` cuts them; returns their entries and the shard names."""
     keys: dict[str, ExpertKey] = {}
     places: dict[str, tuple[int, int]] = {}
-
-    def owners() -> Iterator[_Owner]:
-        for task, head in content.heads.items():
-            yield _head_prefix(task), head.tensors
-        for expert in content.experts:
-            keys[expert.key.id] = expert.key
-            yield expert.key.id, expert.tensors
-
-    for index, batch in enumerate(_batches(owners())):
-        _write_shard(member_files.unfinished_shard(folder, index + 1), batch)
-        places |= {prefix: (index, _bytes_of(tensors)) for prefix, tensors in batch}
+    for index, batch in enumerate(shard_layout.cut(_pieces(content, keys))):
+        tensors = {f"{prefix}/{name}": tensor for prefix, held in batch for name, tensor in held.items()}
+        member_files.write_shard(member_files.unfinished_shard(folder, index + 1), tensors)
+        places |= {prefix: (index, _bytes_of(held)) for prefix, held in batch}
     count = 1 + max((index for index, _ in places.values()), default=-1)
     names = [f"experts-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
     with disk.naming(folder):
@@ -266,35 +256,24 @@ def _write_shards(folder: Path, content: MemberContent) -> tuple[list[ExpertEntr
             disk.replace(member_files.unfinished_shard(folder, index + 1), folder / name)
         disk.sync_folder(folder)
     located = {prefix: (names[index], size) for prefix, (index, size) in places.items()}
-    experts = [_expert_entry(key, *located[identifier]) for identifier, key in keys.items()]
+    order = shard_layout.tasks_of_experts(content.chain_map.chains)
+    experts = [_expert_entry(keys[name], *located[name]) for name in order]
     heads = {task: _head_entry(head, *located[_head_prefix(task)]) for task, head in content.heads.items()}
     return experts, heads, names
 
 
-def _batches(owners: Iterable[_Owner]) -> Iterator[list[_Owner]]:
-    """Yields runs of owners whose tensors together come to about `SHARD_BYTES`; an owner is never cut."""
-    batch: list[_Owner] = []
-    held = 0
-    for prefix, tensors in owners:
-        size = _bytes_of(tensors)
-        if batch and held + size > SHARD_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append((prefix, tensors))
-        held += size
-    if batch:
-        yield batch
-
-
-def _write_shard(path: Path, batch: Iterable[_Owner]) -> None:
-    tensors = {f"{prefix}/{name}": tensor.contiguous() for prefix, held in batch for name, tensor in held.items()}
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        with suppress(OSError):
-            disk.unlink(path)
-        raise ResourceError(f"{path} cannot be written: {error}. Make room or choose another folder.") from error
-    sync_file(path)
+def _pieces(content: MemberContent, keys: dict[str, ExpertKey]) -> Iterator[Piece[_Owner]]:
+    """Yields experts and heads in the order of shards, each expert built when its turn comes; fills `keys` by id."""
+    heads = {_head_prefix(task): head.tensors for task, head in content.heads.items()}
+    served = shard_layout.tasks_of_experts(content.chain_map.chains)
+    served |= {_head_prefix(task): (task,) for task in content.heads}
+    for prefix in shard_layout.in_order(served, content.chain_map.tasks):
+        if prefix in heads:
+            tensors = heads[prefix]
+        else:
+            expert = content.experts(prefix)
+            keys[prefix], tensors = expert.key, expert.tensors
+        yield Piece(served[prefix], _bytes_of(tensors), (prefix, tensors))
 
 
 def _expert_entry(key: ExpertKey, file: str, size: int) -> ExpertEntry:
@@ -303,8 +282,7 @@ def _expert_entry(key: ExpertKey, file: str, size: int) -> ExpertEntry:
 
 
 def _head_entry(head: StoredHead, file: str, size: int) -> HeadEntry:
-    usual = "regression" if head.num_labels == 1 else "single_label_classification"
-    problem = head.problem_type or usual
+    problem = head.problem_type or ("regression" if head.num_labels == 1 else "single_label_classification")
     return HeadEntry(head.num_labels, head.labels, problem, tuple(sorted(head.tensors)), file, size)
 
 

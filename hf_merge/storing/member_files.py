@@ -1,25 +1,40 @@
-"""The files of a member folder, whatever they hold: names, digests, emptying a folder, copying settings.
+"""The files of a member folder, whatever they hold: names, the map, which are needed, emptying and copying.
 
 A folder with `chains.json` is a member; so the map is the first file to go when a member is replaced, and the last to
 come.
 """
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from hf_merge.errors import LimitExceeded, RunFolderError
-from hf_merge.storing import disk
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from hf_merge.errors import (
+    CheckpointDamaged,
+    DigestMismatch,
+    InputError,
+    LimitExceeded,
+    ResourceError,
+    RunFolderError,
+    nearest,
+)
+from hf_merge.storing import chains, disk
 from hf_merge.storing.chain_entries import (
     CONFIG_FILE,
     ROUTER_FILE,
     SETTINGS_FILES,
     SHARD_NAME,
     TOKENIZER_FILES,
+    ChainMap,
     FileEntry,
 )
-from hf_merge.storing.durable import atomic_file, sweep_partials, write_atomic
+from hf_merge.storing.durable import atomic_file, sweep_partials, sync_file, write_atomic
 from hf_merge.storing.limits import LIMITS, MIB
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import sha256_of
@@ -62,6 +77,82 @@ def empty_folder(folder: Path) -> None:
             disk.unlink(folder / name)
             if name == MAP_FILE:
                 disk.sync_folder(folder)
+
+
+def read_map(folder: Path, source: str, sha256: str | None) -> ChainMap:
+    """Returns the map of a member folder.
+
+    Args:
+        folder: The member folder.
+        source: What messages call it.
+        sha256: What the map's SHA-256 must be; None where nobody vouches for it.
+
+    Raises:
+        CheckpointDamaged: There is no map.
+        DigestMismatch: The map has another SHA-256.
+        UntrustedContentError: The map breaks a rule of the format.
+    """
+    path = folder / MAP_FILE
+    if not path.is_file():
+        raise CheckpointDamaged(f"{source} holds no {MAP_FILE}: it is no member, or was not written to its end.")
+    with disk.naming(path), path.open("rb") as file:
+        data = file.read(LIMITS.chain_map_bytes + 1)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise DigestMismatch(
+            f"{source}: {MAP_FILE} has SHA-256 {digest[:16]}... where front.json promises {sha256[:16]}...: this is "
+            "not the member that was published. Fetch the family again, or have it pushed again."
+        )
+    return chains.parse(data)
+
+
+def choose_tasks(chain_map: ChainMap, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the chosen tasks of a member in the order of its chains; None chooses all.
+
+    Raises:
+        InputError: The choice is empty, or a task is unknown or named twice.
+    """
+    if tasks is None:
+        return chain_map.tasks
+    chosen = [] if isinstance(tasks, str) else list(tasks)
+    if not chosen:
+        known = ", ".join(chain_map.tasks)
+        raise InputError(f"tasks is {tasks!r:.80}: give a list of one task or more, or None for all. Known: {known}.")
+    for index, task in enumerate(chosen):
+        if not isinstance(task, str) or task not in chain_map.chains:
+            raise InputError(f"Unknown task '{task!s:.80}'.{nearest(str(task), chain_map.tasks)}")
+        if task in chosen[:index]:
+            raise InputError(f"The task '{task}' is chosen twice; name each once.")
+    return tuple(task for task in chain_map.tasks if task in chosen)
+
+
+def needed_files(chain_map: ChainMap, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the files that serving these tasks takes: all for all tasks, else no shard of others alone.
+
+    A single one of several tasks needs no router.
+    """
+    if len(tasks) == len(chain_map.tasks):
+        return tuple(chain_map.files)
+    used = {identifier for task in tasks for identifier in chain_map.chains[task]}
+    shards = {expert.file for expert in chain_map.experts if expert.id in used}
+    shards |= {chain_map.heads[task].file for task in tasks if task in chain_map.heads}
+    router = {ROUTER_FILE} if len(tasks) == 1 else set()
+    return tuple(name for name in chain_map.files if name in shards or not (_is_shard(name) or name in router))
+
+
+def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes tensors to a safetensors file and onto the disk.
+
+    Raises:
+        ResourceError: The disk refused; nothing is left of the file.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        with suppress(OSError):
+            disk.unlink(path)
+        raise ResourceError(f"{path} cannot be written: {error}. Make room or choose another folder.") from error
+    sync_file(path)
 
 
 def write_settings(folder: Path, config: Mapping[str, object], sources: Sequence[Path]) -> list[str]:

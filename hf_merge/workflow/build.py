@@ -1,13 +1,13 @@
 """`hf-merge build`: the configurations of a front become member folders, and the family gets its router."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from hf_merge.errors import InputError, RunFolderError, nearest
+from hf_merge.errors import InputError, RunFolderError, UntrustedContentError, nearest
 from hf_merge.modeling.assembly import skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
 from hf_merge.searching.evaluation import ExpertBuilder
@@ -15,18 +15,29 @@ from hf_merge.searching.pareto import thin
 from hf_merge.searching.tasks import Rows, TaskData
 from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit
 from hf_merge.serving.router_file import load_router, router_tensors
-from hf_merge.storing import disk
+from hf_merge.storing import disk, hub
 from hf_merge.storing import front as fronts
 from hf_merge.storing.card import member_card
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
 from hf_merge.storing.durable import FolderLock, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.library import MemberContent, StoredHead, write_member
+from hf_merge.storing.provenance import Places
+from hf_merge.storing.results import Report
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
+from hf_merge.workflow.origin import read_origin
 from hf_merge.workflow.project import Project, Reader, load_rows, open_project
-from hf_merge.workflow.run_folder import FRONT_FILE, LOCK_FILE, PLOT_FILE, RECIPE_FILE, REPORT_FILE, read_run
+from hf_merge.workflow.run_folder import (
+    FRONT_FILE,
+    LOCK_FILE,
+    PLOT_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    read_report,
+    read_run,
+)
 from hf_merge.workflow.search import new_builder
 
 
@@ -44,6 +55,7 @@ def build(
     configs: Sequence[str] = (),
     max_configs: int | None = None,
     progress: bool = True,
+    access: hub.Access = hub.AS_USUAL,
 ) -> list[Path]:
     """Builds configurations of a run's front, and returns their member folders.
 
@@ -53,6 +65,7 @@ def build(
         configs: Ids of the configurations to build; all of the front, and both controls, by default.
         max_configs: Thin the front to so many configurations, the cheapest and the best among them.
         progress: Show progress on stderr.
+        access: How to reach the Hub, where the sources are there.
 
     Raises:
         RunFolderError: `run` holds no finished search, or `out` is not ours to write.
@@ -61,7 +74,7 @@ def build(
     front, recipe = read_run(run)
     family_folder = out or run
     chosen = choose_points(front, configs, max_configs)
-    with open_project(recipe) as project:
+    with open_project(recipe, access=access) as project:
         _require_same_sources(project, front)
         _require_ours(family_folder, run)
         with disk.naming(family_folder):
@@ -72,9 +85,9 @@ def build(
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
             router = _family_router(project, family_folder, progress)
-            builder = new_builder(project)
+            builder, card = new_builder(project), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
-                return [_write(project, builder, front, point, router, family_folder) for point in bar]
+                return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
 
 
 def choose_points(front: Front, configs: Sequence[str], max_configs: int | None) -> list[FrontPoint]:
@@ -160,6 +173,7 @@ def _write(
     point: FrontPoint,
     router: bytes | None,
     family_folder: Path,
+    card: Callable[[ChainMap], str],
 ) -> Path:
     """Writes one member folder and returns it."""
     family, names = project.family, {component.name for component in project.components}
@@ -185,17 +199,34 @@ def _write(
             f"The front was searched over {sorted(front.components)}, the recipe gives {sorted(names)}. Search again."
         )
     folder = family_folder / MEMBERS_FOLDER / point.id
+    keys = {key.id: key for key in builder.keys(point.grouping)}
     content = MemberContent(
         chain_map=empty,
-        experts=(builder.expert(key) for key in builder.keys(point.grouping)),
+        experts=lambda identifier: builder.expert(keys[identifier]),
         heads=_heads(project),
         router=router,
         config=skeleton_config(family.base.config),
         settings=project.reader_folders(),
-        card=lambda chain_map: member_card(chain_map, front),
+        card=card,
     )
     write_member(folder, content)
     return folder
+
+
+def _card_writer(project: Project, front: Front, run: Path, access: hub.Access) -> Callable[[ChainMap], str]:
+    """Returns what writes the cards of member folders: without links, as other members may or may not lie there."""
+    report, origin = _measured(run, front), read_origin(project.recipe, access)
+    places = Places(None, {}, None)
+    return lambda chain_map: member_card(chain_map, front, report, origin, places)
+
+
+def _measured(run: Path, front: Front) -> Report | None:
+    """Returns the test table of a run, or None where there is none of this front: cards can do without."""
+    try:
+        return read_report(run, front)
+    except (RunFolderError, UntrustedContentError) as error:
+        logger.warning("The cards show no test scores: %s", error)
+        return None
 
 
 def _heads(project: Project) -> dict[str, StoredHead]:

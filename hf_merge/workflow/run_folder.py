@@ -5,7 +5,9 @@ from pathlib import Path
 from hf_merge.errors import RunFolderError
 from hf_merge.recipe import Recipe, differences
 from hf_merge.storing import front as fronts
+from hf_merge.storing import results
 from hf_merge.storing.front import Front
+from hf_merge.storing.results import Report
 
 
 RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
@@ -57,6 +59,24 @@ def read_run(run: Path) -> tuple[Front, Recipe]:
     if not (run / FRONT_FILE).is_file():
         raise RunFolderError(unfinished(run))
     return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
+
+
+def read_report(run: Path, front: Front) -> Report | None:
+    """Returns the test table of a run, None where it was not measured.
+
+    Raises:
+        RunFolderError: It is that of another front.
+        UntrustedContentError: It breaks a rule of the format.
+    """
+    if not (run / REPORT_FILE).is_file():
+        return None
+    report = results.read(run / REPORT_FILE)
+    strange = next((point.id for point in front.points if report.scores(point.id) is None), None)
+    if strange is not None:
+        raise RunFolderError(
+            f"{run / REPORT_FILE} lacks {strange}: it is of another front. Run: hf-merge report {run}"
+        )
+    return report
 
 
 def unfinished(run: Path) -> str:

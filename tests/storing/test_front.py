@@ -190,7 +190,18 @@ HOSTILE: dict[str, tuple[Edit, type[InputError], str]] = {
             UnsafeName,
             r"points\[0\]\.repo: .* is no repo on the Hub",
         )
-        for repo in ("../x", "/etc/x", "members", "a/b/c", "org/..", "org/x.git", "./x", "org/x/", "https://h/x", "a\\b")
+        for repo in (
+            "../x",
+            "/etc/x",
+            "members",
+            "a/b/c",
+            "org/..",
+            "org/x.git",
+            "./x",
+            "org/x/",
+            "https://h/x",
+            "a\\b",
+        )
     },
     "controls": (
         lambda top: top.update(controls={f"c{n}": top["points"][0] for n in range(9)}),

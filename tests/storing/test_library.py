@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_merge.errors import (
     CheckpointDamaged,
     DigestMismatch,
+    InputError,
     LimitExceeded,
     MalformedChainMap,
     ResourceError,
@@ -33,10 +34,10 @@ from hf_merge.merging.cost import normalised
 from hf_merge.merging.experts import Expert, ExpertKey, TensorSource, build_expert, decode_expert, expert_key
 from hf_merge.merging.grouping import Grouping, all_merged, all_separate, groups, members_of
 from hf_merge.merging.methods import MethodSpec
-from hf_merge.storing import disk, library, member_files
+from hf_merge.storing import disk, member_files, shard_layout
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, FileEntry, ModelEntry
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
-from hf_merge.storing.library import MAP_FILE, Member, MemberContent, StoredHead, copy_member, write_member
+from hf_merge.storing.library import MAP_FILE, Member, MemberContent, StoredHead, write_member
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import sha256_of
 from tests.tiny_models import TinyFamily
@@ -124,7 +125,10 @@ def content_of(
         files={},
     )
     settings = [family.base.folder, *(tuned.checkpoint.folder for tuned in family.tasks.values())]
-    given = MemberContent(chain_map, experts, heads, b"router", {"model_type": "bert"}, settings, lambda _: "# Card\n")
+    by_id = {expert.key.id: expert for expert in experts}
+    given = MemberContent(
+        chain_map, by_id.__getitem__, heads, b"router", {"model_type": "bert"}, settings, lambda _: "# Card\n"
+    )
     return replace(given, **changes)
 
 
@@ -136,10 +140,10 @@ def content_of(
 def test_what_was_built_is_what_is_read(
     codec: CodecSpec, shard_bytes: int, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(shard_layout, "SHARD_BYTES", shard_bytes)
     experts = list(built(family, MIXED, codec))
     content = content_of(family, MIXED, codec, experts)
-    written = write_member(tmp_path, replace(content, experts=iter(experts)))
+    written = write_member(tmp_path, content)
     member = Member(tmp_path)
     assert member.chain_map == written
     member.check_all()
@@ -164,7 +168,7 @@ def test_what_was_built_is_what_is_read(
 def test_shards_are_of_moderate_size_and_no_expert_is_cut(
     shard_bytes: int, content: MemberContent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(shard_layout, "SHARD_BYTES", shard_bytes)
     written = write_member(tmp_path, content)
     sizes: dict[str, list[int]] = {}
     for name, size in [
@@ -175,6 +179,26 @@ def test_shards_are_of_moderate_size_and_no_expert_is_cut(
     assert {path.name for path in tmp_path.glob("experts-*")} == sizes.keys()
     assert all(sum(held) <= shard_bytes or len(held) == 1 for held in sizes.values())
     assert (len(sizes) == 1) == (shard_bytes == 1 << 26)
+
+
+@pytest.mark.parametrize("pool_bytes", [1, 3_000, 20_000])
+def test_a_tasks_shards_hold_little_that_it_does_not_use(
+    pool_bytes: int, content: MemberContent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_layout, "POOL_BYTES", pool_bytes)
+    written = write_member(tmp_path, content)
+    sizes = {name: entry.bytes for name, entry in written.files.items() if name.startswith("experts-")}
+    for task in written.tasks:
+        member = Member(tmp_path, [task])
+        fetched = sum(size for name, size in sizes.items() if name in member.files)
+        used = sum(entry.bytes for entry in member.experts) + written.heads[task].bytes
+        headers = sum(header_bytes(tmp_path / name) for name in sizes if name in member.files)
+        assert fetched - headers - used < (pool_bytes if pool_bytes > 1 else 1), task
+        assert fetched < sum(sizes.values())
+
+
+def header_bytes(path: Path) -> int:
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
 
 def test_the_folder_holds_what_the_format_says(pristine: Path, family: Family) -> None:
@@ -258,18 +282,73 @@ def test_heads_say_what_they_answer(content: MemberContent, tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+# Some of the tasks
+
+
+def test_only_the_files_of_the_chosen_tasks_are_needed(
+    content: MemberContent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_layout, "POOL_BYTES", 1)
+    write_member(tmp_path, content)
+    whole = Member(tmp_path)
+    assert whole.files == tuple(whole.chain_map.files)
+    assert whole.experts == whole.chain_map.experts
+    alone = Member(tmp_path, ["sizes"])
+    assert alone.tasks == ("sizes",)
+    assert {entry.id for entry in alone.experts} == set(whole.chain_map.chains["sizes"])
+    assert "router.safetensors" not in alone.files and "tokenizer.json" in alone.files
+    for name in whole.files:
+        if name not in alone.files:
+            (tmp_path / name).unlink()
+    alone.check_all()
+    assert alone.router() is None
+    assert all(alone.expert(entry) for entry in alone.experts)
+    assert alone.head("sizes")
+    with pytest.raises(DigestMismatch, match="is missing"):
+        Member(tmp_path).check_all()
+
+
+def test_tasks_come_in_the_order_of_the_chains_and_several_are_routed(pristine: Path) -> None:
+    member = Member(pristine, ["sizes", "animals"])
+    assert member.tasks == ("animals", "sizes")
+    assert "router.safetensors" in member.files
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["animal"], r"Unknown task 'animal'\. Did you mean 'animals'\? Known: animals, colours, sizes\."),
+        (["sizes", "sizes"], "'sizes' is chosen twice"),
+        ([], r"tasks is \[\]: give a list of one task or more, or None for all\. Known: animals"),
+        ("sizes", "tasks is 'sizes': give a list"),
+        ([3], "Unknown task '3'"),
+    ],
+)
+def test_choices_of_tasks_that_are_none_are_refused(tasks: Any, message: str, pristine: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        Member(pristine, tasks)
+
+
+def test_a_map_that_was_not_promised_is_refused(folder: Path) -> None:
+    promised = sha256_of(folder / MAP_FILE)
+    assert Member(folder, map_sha256=promised).chain_map.id
+    (folder / MAP_FILE).write_bytes((folder / MAP_FILE).read_bytes() + b"\n")
+    assert Member(folder).chain_map.id
+    with pytest.raises(DigestMismatch, match=r"the member: chains\.json has SHA-256 .* where front\.json promises"):
+        Member(folder, source="the member", map_sha256=promised)
+
+
 # Writing again, and being interrupted
 
 
 def test_a_whole_member_is_left_alone(folder: Path, content: MemberContent) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
-    def unbuilt() -> Iterator[Expert]:
-        raise AssertionError("an expert was built")
-        yield
+    def unbuilt(identifier: str) -> Expert:
+        raise AssertionError(f"{identifier} was built")
 
     newer = replace(content.chain_map, library_version="9.9")
-    assert write_member(folder, replace(content, experts=unbuilt(), chain_map=newer)) == Member(folder).chain_map
+    assert write_member(folder, replace(content, experts=unbuilt, chain_map=newer)) == Member(folder).chain_map
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -314,7 +393,7 @@ class Killed(BaseException):
 def test_an_interrupted_writer_leaves_no_member_that_can_be_read(
     start: str, content: MemberContent, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shard_layout, "SHARD_BYTES", 60_000)
     reached = 0
     for step in range(1000):
         folder = tmp_path / f"step-{step}"
@@ -386,28 +465,6 @@ def test_files_of_others_are_never_removed(content: MemberContent, folder: Path,
     Member(folder).check_all()  # a file that is not in the map is none of the reader's business
 
 
-# Copies
-
-
-def test_a_copy_is_the_same_member(pristine: Path, tmp_path: Path) -> None:
-    copy_member(Member(pristine), tmp_path / "new" / "copy")
-    for path in pristine.iterdir():
-        assert (tmp_path / "new" / "copy" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_a_copy_onto_itself_changes_nothing(folder: Path, pristine: Path) -> None:
-    copy_member(Member(folder), folder)
-    copy_member(Member(folder), folder / ".." / folder.name)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in pristine.iterdir()}
-
-
-def test_a_damaged_member_is_not_copied(folder: Path, tmp_path: Path) -> None:
-    flip(folder / SHARD)
-    with pytest.raises(DigestMismatch):
-        copy_member(Member(folder), tmp_path / "copy")
-    assert not (tmp_path / "copy").exists()
-
-
 # Damage
 
 
@@ -444,7 +501,7 @@ def test_damaged_files_are_refused(damage: Callable[[Path], object], message: st
 
 
 def test_exchanged_shards_are_refused(content: MemberContent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shard_layout, "SHARD_BYTES", 60_000)
     write_member(tmp_path, content)
     first, second, *_ = sorted(tmp_path.glob("experts-*"))
     first.rename(tmp_path / "x")
