@@ -4,7 +4,6 @@ Every file is checked against its digest before use, and no code, pickle or path
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -12,22 +11,17 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from hf_merge.errors import CheckpointDamaged, InputError, MalformedChainMap, nearest
-from hf_merge.modeling.assembly import Head, Kind, TaskModel, TransformersModel
-from hf_merge.modeling.features import FeatureExtractor
+from hf_merge.errors import InputError, nearest
+from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import MergeOutput, Prediction
+from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
-from hf_merge.serving.recombine import Recombiner
-from hf_merge.serving.router import Router
-from hf_merge.serving.router_file import load_router
-from hf_merge.serving.selection import choose_member
+from hf_merge.serving.selection import choose_member, open_member
 from hf_merge.storing import hub
-from hf_merge.storing.chain_entries import CONFIG_FILE
-from hf_merge.storing.checkpoints import trunk_of
-from hf_merge.storing.library import Member, copy_member
-from hf_merge.storing.limits import LIMITS
-from hf_merge.storing.strict_json import read_json
+from hf_merge.storing.chains import dump
+from hf_merge.storing.copying import copy_member, whole_files
+from hf_merge.storing.library import MAP_FILE, Member
 
 
 if TYPE_CHECKING:
@@ -47,9 +41,9 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
     Threads may share a model.
 
     Attributes:
-        tasks: The tasks' names, in the order of `task_ids`.
+        tasks: The names of the tasks that were loaded, in the order of `task_ids`.
         cost: C, in units of one full-precision base model.
-        chain_map: Everything `chains.json` says.
+        chain_map: Everything `chains.json` says, of tasks that were not loaded too.
         device: Where it runs.
         dtype: What it computes in.
     """
@@ -57,20 +51,16 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
     def __init__(
         self, member: Member, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """Loads a member folder; use `from_pretrained`."""
+        """Loads what the tasks of an opened member need; use `from_pretrained`."""
         self._member, self.chain_map = member, member.chain_map
-        self.tasks, self.cost = self.chain_map.tasks, self.chain_map.cost
+        self.tasks, self.cost = member.tasks, self.chain_map.cost
         self.device = torch.device(device or "cpu")
         self.dtype = dtype or _DTYPES[self.chain_map.dtype]
-        if not self.chain_map.heads:
-            raise MalformedChainMap(f"{member.folder}: no task has a head, and this release serves classifiers only.")
-        member.check_all()
-        self._config = _read_config(member)
-        self._trunk = trunk_of([name for component in self.chain_map.components for name in component.tensors])
-        self._kind: Kind = "image" if self.chain_map.model.type == "image" else "text"
-        self._reader = InputReader(member.folder, self._kind, self.chain_map.model.max_length)
-        self._recombiner = self._assembled()
-        self._routing = self._loaded_router()
+        self._parts = Assembler(member, self.device, self.dtype)
+        self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
+        self._parts.pad_token_id = self._reader.pad_token_id
+        self._recombiner = self._parts.recombiner()
+        self._routing = self._parts.router()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -78,6 +68,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         pretrained_model_name_or_path: str | Path,
         *,
         budget: float | str | None = None,
+        tasks: Sequence[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -88,10 +79,12 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         """Returns the best configuration within a budget.
 
         Args:
-            pretrained_model_name_or_path: A member folder, a family folder (the output of a run), or a Hub repo of one
-                member.
+            pretrained_model_name_or_path: A member folder, a family folder (the output of a run), or a Hub repo of
+                either.
             budget: The most that may be stored: in units of one full-precision base model (0.5), or bytes ("250MB").
                 None takes the best-performing configuration.
+            tasks: The tasks to load, None for all. Only what they need is fetched, checked and kept in memory, and
+                inputs are routed among them alone. The choice under a budget does not depend on it.
             revision: Branch, tag or commit of a Hub repo.
             token: As everywhere in huggingface_hub.
             cache_dir: As everywhere in huggingface_hub.
@@ -102,18 +95,14 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         Raises:
             BudgetTooSmall: No configuration fits; the message names the cheapest.
             BudgetError: The budget is no storage size.
-            CheckpointDamaged: The folder or repo is neither member nor family.
+            InputError: A task is unknown or named twice.
+            CheckpointDamaged: The folder or repo is neither member nor family; the message says what loads it.
             UntrustedContentError: A file is missing, damaged or breaks the format.
             HubError: The Hub does not have it, refuses it or cannot be reached.
         """
-        pulled = hub.pull_member(
-            pretrained_model_name_or_path,
-            revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-        return cls(choose_member(pulled.folder, budget), device=device, dtype=dtype)
+        access = hub.Access(token, cache_dir, local_files_only)
+        member = open_member(pretrained_model_name_or_path, budget, revision=revision, tasks=tasks, access=access)
+        return cls(member, device=device, dtype=dtype)
 
     @torch.inference_mode()
     def __call__(self, task: str | Sequence[str] | None = None, **inputs: Tensor) -> MergeOutput:
@@ -144,9 +133,10 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         if len(self.tasks) == 1:
             return torch.zeros(rows, dtype=torch.int64)
         if self._routing is None:
-            raise InputError(f"{self._member.folder} holds no router: name the task of every input with task=.")
+            raise InputError(f"{self._member.source} holds no router: name the task of every input with task=.")
         router, eyes = self._routing
-        return router.route(eyes.pooled(inputs))
+        among = [index for index, task in enumerate(self.chain_map.tasks) if task in self.tasks]
+        return router.route(eyes.pooled(inputs), among)
 
     def predict(
         self, inputs: Inputs, *, task: str | Sequence[str] | None = None, batch_size: int = _BATCH_SIZE
@@ -184,11 +174,10 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             task_ids[positions] = restore(batches, [output.task_ids for output in outputs])
         return MergeOutput(logits, task_ids)
 
-    @cached_property
+    @property
     def heads(self) -> dict[str, Head]:
         """What each task's head answers, by task."""
-        entries = {task: self.chain_map.heads[task] for task in self.tasks}
-        return {task: Head(entry.num_labels, entry.labels, entry.problem_type) for task, entry in entries.items()}
+        return self._parts.heads
 
     def chain(self, task: str) -> tuple[str, ...]:
         """Returns the ids of a task's experts, one per component.
@@ -205,7 +194,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             InputError: The task is unknown.
         """
         index = int(self._task_ids(task, 1)[0])
-        model = self._skeleton(task)
+        model = self._parts.skeleton(task)
         for name, tensor in self._recombiner.models[index].tensors().items():
             model.put(name, tensor.clone())
         model.move_buffers(self.device)
@@ -215,6 +204,9 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
     ) -> str | None:
         """Copies the member's files, each checked first; saved where it was loaded from, it stays as it is.
+
+        A model of some tasks cannot be saved: its shards and its map speak of the others too. `materialize` gives one
+        task's model that can.
 
         Args:
             save_directory: A new or empty folder, or one that holds a member.
@@ -226,6 +218,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             The address of the commit, or None without `push_to_hub`.
 
         Raises:
+            InputError: The model was loaded with `tasks=`.
             RunFolderError: The folder holds something else.
             DigestMismatch: A file of the member was damaged since it was loaded.
         """
@@ -233,55 +226,67 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         self._save_pretrained(Path(save_directory))
         return self.push_to_hub(repo_id or Path(save_directory).name, **options) if push_to_hub else None
 
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Pushes the member's files, each checked first, in one commit; what the repo holds already is not sent again.
+
+        The card is pushed as it is: `hf-merge push` writes one for a whole family, and a family to go with it.
+
+        Args:
+            repo_id: The Hub id; without a namespace it is the user's own. The repo is made if need be.
+            commit_message: The first line of the commit.
+            private: Whether only some may see the repo; None leaves that to the account and to the repo as it is.
+            token: As everywhere in huggingface_hub.
+            branch: The branch, None for the default one.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The address of what was pushed.
+
+        Raises:
+            InputError: The model was loaded with `tasks=`, or the repo cannot be called so.
+            DigestMismatch: A file of the member was damaged since it was loaded.
+            HubError: The Hub refuses it or cannot be reached, nobody is logged in, or the repo holds something else.
+        """
+        pushed = hub.push_files(
+            repo_id,
+            {**whole_files(self._reopened()), MAP_FILE: dump(self.chain_map)},
+            message=commit_message or f"Push {self.chain_map.id} with hf-merge",
+            tag=None if create_pr else self.chain_map.id,
+            private=private,
+            branch=branch,
+            create_pr=create_pr,
+            owned=hub.MEMBER_FILES,
+            marker=MAP_FILE,
+            access=hub.Access(token),
+        )
+        return pushed.url
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        copy_member(Member(self._member.folder), save_directory)
+        copy_member(self._reopened(), save_directory)
 
-    def _assembled(self) -> Recombiner:
-        """Returns the tasks' models with heads set and every expert decoded once, shared by reference."""
-        decoded = {entry.id: self._placed(self._member.expert(entry)) for entry in self.chain_map.experts}
-        models = []
-        for task in self.tasks:
-            model = self._skeleton(task)
-            model.set_head(self._placed(self._member.head(task)))
-            for identifier in self.chain_map.chains[task]:
-                model.set_backbone(decoded[identifier], self._trunk)
-            model.require_complete()
-            model.move_buffers(self.device)
-            models.append(model)
-        return Recombiner(models, [self.chain_map.chains[task] for task in self.tasks])
-
-    def _skeleton(self, task: str) -> TaskModel:
-        return TaskModel(self._config, self._kind, self.heads[task], pad_token_id=self._reader.pad_token_id)
-
-    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
-
-    def _loaded_router(self) -> tuple[Router, FeatureExtractor] | None:
-        tensors = self._member.router()
-        if tensors is None:
-            return None
-        router, eyes = load_router(tensors, self._config, self._trunk, device=self.device)
-        if router.tasks != len(self.tasks):
-            raise MalformedChainMap(
-                f"{self._member.folder}: the router knows {router.tasks} tasks where there are {len(self.tasks)}."
-            )
-        return router, eyes
+    def _reopened(self) -> Member:
+        """Returns the member with nothing checked yet: its files may have changed since they were loaded."""
+        return Member(self._member.folder, self.tasks, source=self._member.source)
 
     def _task_ids(self, task: str | Sequence[str], rows: int) -> Tensor:
         names = [task] * rows if isinstance(task, str) else list(task)
         if len(names) != rows:
             raise InputError(f"{len(names)} tasks for {rows} rows: give one task, or one per row.")
         unknown = next((name for name in names if name not in self.tasks), None)
+        if unknown in self.chain_map.chains:
+            raise InputError(f"The task '{unknown}' was not loaded: name it in tasks=, or load the model without.")
         if unknown is not None:
             raise InputError(f"Unknown task '{unknown}'.{nearest(unknown, self.tasks)}")
         return torch.tensor([self.tasks.index(name) for name in names], dtype=torch.int64)
-
-
-def _read_config(member: Member) -> dict[str, Any]:
-    config = read_json(member.check(CONFIG_FILE), LIMITS.config_bytes)
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointDamaged(f"{member.folder}: {CONFIG_FILE} names no model_type. Fetch or build it again.")
-    return config
 
 
 def _count_rows(inputs: Mapping[str, Tensor]) -> int:

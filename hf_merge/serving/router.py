@@ -86,13 +86,18 @@ class Router:
         scores: Tensor = self._net((features.float() - self._mean) / self._deviation)
         return scores
 
-    def route(self, features: Tensor) -> Tensor:
+    def route(self, features: Tensor, among: Sequence[int] | None = None) -> Tensor:
         """Returns the task of each row, [batch] int64: the index of the highest score.
+
+        Args:
+            features: As for `scores`.
+            among: The tasks to choose from; the indices returned then count within these. None takes all.
 
         Raises:
             InputError: The features are of another width.
         """
-        return self.scores(features).argmax(dim=1)
+        scores = self.scores(features)
+        return (scores if among is None else scores[:, list(among)]).argmax(dim=1)
 
 
 def fit(

@@ -75,7 +75,9 @@ def write(
 ) -> FrontPoint:
     """Writes the member of a grouping into `folder` and returns its point on a front."""
     builder = builder_of(family, codec)
-    experts = [builder.expert(key) for key in builder.keys(grouping)]
+    keys = {key.id: key for key in builder.keys(grouping)}
+    for key in keys.values():  # whose cost is exact once built
+        builder.expert(key)
     heads = {task: Head.of(tuned.checkpoint.config) for task, tuned in family.tasks.items()}
     cost = builder.cost(grouping)
     point = FrontPoint(
@@ -104,7 +106,7 @@ def write(
     )
     content = MemberContent(
         chain_map=chain_map,
-        experts=experts,
+        experts=lambda identifier: builder.expert(keys[identifier]),
         heads={
             task: StoredHead(
                 heads[task].num_labels,
@@ -123,15 +125,18 @@ def write(
     return point
 
 
-def write_family(tiny: TinyFamily, folder: Path, groupings: Sequence[Grouping]) -> list[FrontPoint]:
+def write_family(
+    tiny: TinyFamily, folder: Path, groupings: Sequence[Grouping], *, routed: bool = False
+) -> list[FrontPoint]:
     """Writes a family folder with the members of the groupings, and returns their points by rising cost."""
     with opened(tiny) as family:
+        router = trained_router(tiny, family) if routed else None
         builder = builder_of(family)
         ordered = sorted(groupings, key=builder.cost)
         points = []
         for grouping in ordered:
             unnamed = folder / "members" / "unnamed"
-            points.append(write(tiny, family, unnamed, grouping))
+            points.append(write(tiny, family, unnamed, grouping, router=router))
             unnamed.rename(unnamed.with_name(points[-1].id))
         front = front_of(tiny, family, builder, points)
     (folder / "front.json").write_bytes(fronts.dump(front))

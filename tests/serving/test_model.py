@@ -209,6 +209,60 @@ def test_batches_that_are_none_are_refused(model: MergeModel) -> None:
         model(input_ids=[[1, 2]])  # type: ignore[arg-type]
 
 
+# Some of the tasks
+
+
+def test_a_model_of_some_tasks_answers_as_the_whole_one(model: MergeModel, member: Path) -> None:
+    part = MergeModel.from_pretrained(member, tasks=["sizes", "animals"])
+    assert part.tasks == ("animals", "sizes")
+    assert part.cost == model.cost
+    assert part.heads == {task: model.heads[task] for task in part.tasks}
+    batch = batch_of("bert")
+    for index, task in enumerate(part.tasks):
+        output = part(task, **batch)
+        width = part.heads[task].num_labels
+        assert torch.equal(output.logits[:, :width], model(task, **batch).logits[:, :width])
+        assert output.task_ids.tolist() == [index] * 6
+        assert part.chain(task) == model.chain(task)
+
+
+def test_a_model_of_some_tasks_routes_among_them(model: MergeModel, member: Path, bert: TinyFamily) -> None:
+    part = MergeModel.from_pretrained(member, tasks=["sizes", "animals"])
+    texts = [text for task in model.tasks for text in rows_of(bert, task)]
+    chosen, free = part.outputs(texts).task_ids, model.outputs(texts).task_ids
+    assert set(chosen.tolist()) == {0, 1}
+    kept = free != 1  # what goes to a task that was loaded goes there still
+    assert torch.equal(chosen[kept] * 2, free[kept])
+
+
+def test_a_single_task_is_loaded_without_a_router(member: Path, damaged: Path) -> None:
+    (damaged / "router.safetensors").unlink()
+    part = MergeModel.from_pretrained(damaged, tasks=["colours"])
+    batch = batch_of("bert")
+    assert part.route(**batch).tolist() == [0] * 6
+    whole = MergeModel.from_pretrained(member)
+    assert torch.equal(part(**batch).logits, whole("colours", **batch).logits)
+    assert len({entry.id for entry in part._member.experts}) == len(whole.chain("colours"))
+
+
+def test_tasks_that_were_not_loaded_are_said_to_be_so(member: Path) -> None:
+    part = MergeModel.from_pretrained(member, tasks=["colours"])
+    with pytest.raises(InputError, match=r"'animals' was not loaded: name it in tasks="):
+        part("animals", **batch_of("bert"))
+    with pytest.raises(InputError, match=r"Unknown task 'colour'\. Did you mean 'colours'\? Known: colours\."):
+        part("colour", **batch_of("bert"))
+    with pytest.raises(InputError, match=r"Unknown task 'colour'\. Did you mean 'colours'\? Known: animals, colours"):
+        MergeModel.from_pretrained(member, tasks=["colour"])
+
+
+def test_a_model_of_some_tasks_is_not_saved(member: Path, tmp_path: Path) -> None:
+    part = MergeModel.from_pretrained(member, tasks=["colours"])
+    for save in (part.save_pretrained, part.push_to_hub):
+        with pytest.raises(InputError, match=r"only what colours need is loaded.*Load it without tasks= to save it"):
+            save(str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
 # Predictions
 
 

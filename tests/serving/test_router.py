@@ -72,6 +72,17 @@ def test_rows_are_routed_one_by_one_as_in_a_batch() -> None:
     assert torch.equal(alone, router.route(features))
 
 
+def test_some_tasks_alone_can_be_chosen_from() -> None:
+    features, _ = clouds(seed=2)
+    router = fit(*clouds(70), 3, QUICK)
+    scores = router.scores(features)
+    for among in ([0, 1], [1, 2], [2], [0, 1, 2]):
+        chosen = router.route(features, among)
+        assert torch.equal(chosen, scores[:, among].argmax(dim=1))
+        assert int(chosen.max()) < len(among)
+    assert torch.equal(router.route(features, [0, 1, 2]), router.route(features))
+
+
 def test_one_task_needs_no_choice() -> None:
     features, _ = clouds(10, tasks=1)
     router = fit(features, torch.zeros(10, dtype=torch.int64), 1, QUICK)

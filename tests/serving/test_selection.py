@@ -8,7 +8,7 @@ import pytest
 
 from hf_merge.errors import BudgetError, BudgetTooSmall, CheckpointDamaged, MalformedChainMap, RunFolderError
 from hf_merge.serving.model import MergeModel
-from hf_merge.serving.selection import choose_member
+from hf_merge.serving.selection import open_member
 from hf_merge.storing.front import FrontPoint
 from tests.serving.members import MERGED, MIXED, SEPARATE, write_family
 from tests.tiny_models import TinyFamily
@@ -25,7 +25,7 @@ def family(
 
 def test_without_a_budget_the_best_is_taken(family: tuple[Path, list[FrontPoint]]) -> None:
     folder, points = family
-    assert choose_member(folder, None).chain_map.id == points[-1].id
+    assert open_member(folder, None).chain_map.id == points[-1].id
 
 
 def test_the_best_within_the_budget_is_taken(family: tuple[Path, list[FrontPoint]]) -> None:
@@ -39,26 +39,26 @@ def test_the_best_within_the_budget_is_taken(family: tuple[Path, list[FrontPoint
         (1000, dear),
         (str(middle.cost), middle),
     ):
-        assert choose_member(folder, budget).chain_map.id == expected.id
+        assert open_member(folder, budget).chain_map.id == expected.id
 
 
 def test_a_budget_in_bytes_is_the_same_budget(family: tuple[Path, list[FrontPoint]]) -> None:
     folder, (cheap, middle, _) = family
-    parameters = choose_member(folder, None).chain_map.base.parameters
-    assert choose_member(folder, f"{middle.cost * parameters * 4 / 1000 + 0.001:.3f}KB").chain_map.id == middle.id
-    assert choose_member(folder, f"{int(middle.cost * parameters * 4) - 1}B").chain_map.id == cheap.id
-    assert choose_member(folder, "25MB").chain_map.id == family[1][-1].id
+    parameters = open_member(folder, None).chain_map.base.parameters
+    assert open_member(folder, f"{middle.cost * parameters * 4 / 1000 + 0.001:.3f}KB").chain_map.id == middle.id
+    assert open_member(folder, f"{int(middle.cost * parameters * 4) - 1}B").chain_map.id == cheap.id
+    assert open_member(folder, "25MB").chain_map.id == family[1][-1].id
 
 
 def test_a_budget_below_the_cheapest_is_refused(family: tuple[Path, list[FrontPoint]]) -> None:
     folder, points = family
     for place in (folder, folder / "members" / points[0].id):
         with pytest.raises(BudgetTooSmall) as caught:
-            choose_member(place, 0.01)
+            open_member(place, 0.01)
         assert (caught.value.asked, caught.value.configuration) == (0.01, points[0].id)
         assert caught.value.least == points[0].cost
         with pytest.raises(BudgetTooSmall):
-            choose_member(place, "100B")
+            open_member(place, "100B")
 
 
 @pytest.mark.parametrize("budget", ["lots", "", "1 TB", "-1", 0, -0.5, float("nan"), True, "10 parrots"])
@@ -66,19 +66,19 @@ def test_budgets_that_are_no_sizes_are_refused(family: tuple[Path, list[FrontPoi
     folder, points = family
     for place in (folder, folder / "members" / points[0].id):
         with pytest.raises(BudgetError, match="budget"):
-            choose_member(place, budget)
+            open_member(place, budget)
 
 
 def test_only_what_is_built_is_chosen(family: tuple[Path, list[FrontPoint]], tmp_path: Path) -> None:
     folder, (cheap, middle, dear) = family
     shutil.copytree(folder, tmp_path / "partly")
     shutil.rmtree(tmp_path / "partly" / "members" / dear.id)
-    assert choose_member(tmp_path / "partly", None).chain_map.id == middle.id
+    assert open_member(tmp_path / "partly", None).chain_map.id == middle.id
     (tmp_path / "partly" / "members" / middle.id / "chains.json").unlink()
-    assert choose_member(tmp_path / "partly", None).chain_map.id == cheap.id
+    assert open_member(tmp_path / "partly", None).chain_map.id == cheap.id
     shutil.rmtree(tmp_path / "partly" / "members")
     with pytest.raises(RunFolderError, match=r"is built yet\. Run: hf-merge build"):
-        choose_member(tmp_path / "partly", None)
+        open_member(tmp_path / "partly", None)
 
 
 def test_a_member_that_the_front_does_not_speak_of_is_refused(
@@ -89,7 +89,7 @@ def test_a_member_that_the_front_does_not_speak_of_is_refused(
     shutil.rmtree(tmp_path / "mixed" / "members" / cheap.id)
     (tmp_path / "mixed" / "members" / dear.id).rename(tmp_path / "mixed" / "members" / cheap.id)
     with pytest.raises(MalformedChainMap, match=f"holds {dear.id} .* speaks of {cheap.id}"):
-        choose_member(tmp_path / "mixed", cheap.cost)
+        open_member(tmp_path / "mixed", cheap.cost)
 
 
 def test_a_model_is_loaded_under_a_budget(family: tuple[Path, list[FrontPoint]]) -> None:
@@ -115,7 +115,7 @@ def test_folders_of_others_name_their_loader(files: dict[str, Any], message: str
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(CheckpointDamaged, match=message):
-        choose_member(tmp_path, None)
+        open_member(tmp_path, None)
     with pytest.raises(CheckpointDamaged, match=message):
         MergeModel.from_pretrained(tmp_path)
 

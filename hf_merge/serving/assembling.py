@@ -1,0 +1,110 @@
+"""What an opened member becomes in memory: a model for each task, sharing experts by reference, and the router's eyes.
+
+Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_merge.errors import CheckpointDamaged, MalformedChainMap
+from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.features import FeatureExtractor
+from hf_merge.serving.recombine import Recombiner
+from hf_merge.serving.router import Router
+from hf_merge.serving.router_file import load_router
+from hf_merge.storing.chain_entries import CONFIG_FILE
+from hf_merge.storing.checkpoints import trunk_of
+from hf_merge.storing.library import Member
+from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.strict_json import read_json
+
+
+class Assembler:
+    """Puts together what the tasks of a member need.
+
+    Attributes:
+        kind: Whether the tasks read text or images.
+        heads: What each task's head answers, by task.
+        pad_token_id: What texts are padded with, for models whose configuration does not say; None for images.
+    """
+
+    def __init__(self, member: Member, device: torch.device, dtype: torch.dtype) -> None:
+        """Checks every file that the member's tasks need, and reads the configuration.
+
+        Raises:
+            DigestMismatch: A file is missing or not the one that the map was written for.
+            MalformedChainMap: The member has no heads.
+            CheckpointDamaged: The configuration describes no model.
+        """
+        chain_map = member.chain_map
+        if not chain_map.heads:
+            raise MalformedChainMap(f"{member.source}: no task has a head, and this release serves classifiers only.")
+        member.check_all()
+        self._member, self._device, self._dtype = member, device, dtype
+        self._config = _read_config(member)
+        self._trunk = trunk_of([name for component in chain_map.components for name in component.tensors])
+        self.kind: Kind = "image" if chain_map.model.type == "image" else "text"
+        entries = {task: chain_map.heads[task] for task in member.tasks}
+        self.heads = {
+            task: Head(entry.num_labels, entry.labels, entry.problem_type) for task, entry in entries.items()
+        }
+        self.pad_token_id: int | None = None
+
+    def recombiner(self) -> Recombiner:
+        """Returns the tasks' models with heads set and every expert decoded once, shared by reference.
+
+        Raises:
+            MalformedChainMap: A shard does not hold what the map describes.
+            ModelMismatch: A tensor has no place in the model or another shape, or one is lacking.
+        """
+        member = self._member
+        decoded = {entry.id: self._placed(member.expert(entry)) for entry in member.experts}
+        models = []
+        for task in member.tasks:
+            model = self.skeleton(task)
+            model.set_head(self._placed(member.head(task)))
+            for identifier in member.chain_map.chains[task]:
+                model.set_backbone(decoded[identifier], self._trunk)
+            model.require_complete()
+            model.move_buffers(self._device)
+            models.append(model)
+        return Recombiner(models, [member.chain_map.chains[task] for task in member.tasks])
+
+    def skeleton(self, task: str) -> TaskModel:
+        """Returns a task's model without weights.
+
+        Raises:
+            UnsupportedArchitecture: transformers has no such model.
+            CheckpointDamaged: The configuration describes no model.
+        """
+        return TaskModel(self._config, self.kind, self.heads[task], pad_token_id=self.pad_token_id)
+
+    def router(self) -> tuple[Router, FeatureExtractor] | None:
+        """Returns the router and its eyes, or None where the member has none or its tasks need none.
+
+        Raises:
+            MalformedChainMap: The router is none, or was made for another number of tasks.
+        """
+        tensors = self._member.router()
+        if tensors is None:
+            return None
+        router, eyes = load_router(tensors, self._config, self._trunk, device=self._device)
+        known = len(self._member.chain_map.tasks)
+        if router.tasks != known:
+            raise MalformedChainMap(
+                f"{self._member.source}: the router knows {router.tasks} tasks where there are {known}."
+            )
+        return router, eyes
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+
+
+def _read_config(member: Member) -> dict[str, Any]:
+    config = read_json(member.check(CONFIG_FILE), LIMITS.config_bytes)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointDamaged(f"{member.source}: {CONFIG_FILE} names no model_type. Fetch or build it again.")
+    return config
