@@ -33,7 +33,7 @@ demo: $(STAMP) ## fine-tune, search, merge and serve a small family of models, o
 	$(BIN)/hf-merge demo
 
 test: $(STAMP) ## run every test: the quick ones, then the slow ones end to end on real models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP) ## lint, format, types and the house rules; changes nothing

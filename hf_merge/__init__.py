@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from hf_merge.recipe import Recipe
     from hf_merge.serving.model import MergeModel, MergeOutput, Prediction
     from hf_merge.workflow.build import build
+    from hf_merge.workflow.evaluate import evaluate
     from hf_merge.workflow.plan import plan
-    from hf_merge.workflow.report import evaluate, report
+    from hf_merge.workflow.publish import push
+    from hf_merge.workflow.report import report
     from hf_merge.workflow.search import search
 
 __version__ = VERSION
@@ -32,6 +34,7 @@ __all__ = [
     "build",
     "evaluate",
     "plan",
+    "push",
     "report",
     "search",
 ]
@@ -43,7 +46,8 @@ _HOMES = {
     "Prediction": "hf_merge.serving.model",
     "build": "hf_merge.workflow.build",
     "plan": "hf_merge.workflow.plan",
-    "evaluate": "hf_merge.workflow.report",
+    "evaluate": "hf_merge.workflow.evaluate",
+    "push": "hf_merge.workflow.publish",
     "report": "hf_merge.workflow.report",
     "search": "hf_merge.workflow.search",
 }

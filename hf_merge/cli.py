@@ -35,14 +35,19 @@ Budget = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search wrote.", show_default=False)]
+Repo = Annotated[
+    str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
 _INTERRUPTED = 130
 
 
 def _command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Turns errors into one message on stderr and an exit code; a traceback only with `--debug`."""
+    """Shows messages, and turns errors into one on stderr and an exit code; a traceback only with `--debug`."""
 
     @wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        _show_messages()
         try:
             function(*args, **kwargs)
         except HfMergeError as error:
@@ -80,7 +85,6 @@ def plan(recipe: RecipePath, as_json: Json = False, debug: Debug = False) -> Non
     from hf_merge.workflow import plan as planning
     from hf_merge.workflow.tables import plan_table
 
-    _show_messages()
     found = planning.plan(wanted)
     _print(planning.as_json(found) if as_json else plan_table(found))
 
@@ -101,7 +105,6 @@ def search(
     from hf_merge.workflow.search import search as run
     from hf_merge.workflow.tables import front_json, front_table
 
-    _show_messages()
     front = run(wanted, out, resume=resume)
     _print(front_json(front) if as_json else front_table(front))
 
@@ -121,37 +124,78 @@ def build(
     """Write configurations of the front as member folders, and train the router."""
     from hf_merge.workflow.build import build as write
 
-    _show_messages()
     folders = write(run, out, configs=config or (), max_configs=max_configs)
     _print([str(folder) for folder in folders] if as_json else "\n".join(map(str, folders)))
 
 
 @app.command()
 @_command
-def show(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN|REPO", help="A run, a family or a member folder.", show_default=False)
+def push(
+    run: RunPath,
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="The family repo: USER/NAME, or NAME.", show_default=False)
     ],
+    config: Annotated[
+        list[str] | None, typer.Option("--config", help="Push only this configuration; repeatable.")
+    ] = None,
+    max_configs: Annotated[
+        int | None, typer.Option("--max-configs", help="Thin the front to so many; 8 by default.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Push the whole front and both controls.")] = False,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Whether new repos are private.", show_default=False)
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="The branch to push to, made if need be.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open pull requests instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the front of a run, or what a member folder holds."""
+    """Push configurations of the front to the Hub, each as a repo, and the family repo that loads by budget."""
+    from hf_merge.workflow.publish import push as publish
+    from hf_merge.workflow.tables import publication_json, publication_table
+
+    done = publish(
+        run,
+        repo,
+        configs=config or (),
+        max_configs=max_configs,
+        everything=everything,
+        private=private,
+        branch=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+    )
+    _print(publication_json(done) if as_json else publication_table(done))
+
+
+@app.command()
+@_command
+def show(
+    repo: Annotated[
+        str,
+        typer.Argument(metavar="RUN|REPO", help="A run, family or member folder, or a Hub repo.", show_default=False),
+    ],
+    revision: Revision = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the front of a run or family, or what a member holds."""
     from hf_merge.workflow.show import show as describe
 
-    document, table = describe(path)
+    document, table = describe(repo, revision)
     _print(document if as_json else table)
 
 
 @app.command()
 @_command
 def predict(
-    repo: Annotated[
-        str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
-    ],
+    repo: Repo,
     inputs: Annotated[
         list[str], typer.Argument(metavar="TEXT|IMAGE...", help="Texts, or image files.", show_default=False)
     ],
     budget: Budget = None,
+    revision: Revision = None,
     task: Annotated[str | None, typer.Option("--task", help="Skip routing.")] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -162,8 +206,7 @@ def predict(
     from hf_merge.serving.model import MergeModel
     from hf_merge.workflow.show import read_inputs
 
-    _quiet_libraries()
-    model = MergeModel.from_pretrained(repo, budget=budget)
+    model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
     answers = model.predict(read_inputs(model, inputs), task=task)
     if as_json:
         _print([{"input": given, **asdict(answer)} for given, answer in zip(inputs, answers, strict=True)])
@@ -179,19 +222,19 @@ def predict(
 @app.command("eval")
 @_command
 def evaluate(
-    repo: Annotated[Path, typer.Argument(metavar="REPO", help="A run, family or member folder.", show_default=False)],
+    repo: Repo,
     budget: Budget = None,
+    revision: Revision = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe that describes the test rows.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure one configuration on test rows, with the task known and routed."""
-    from hf_merge.workflow.report import evaluate as measure
-    from hf_merge.workflow.tables import scores_json, scores_table
+    """Measure one configuration on test rows, with the task known and routed, and compare with its card."""
+    from hf_merge.workflow.evaluate import evaluate as measure
+    from hf_merge.workflow.tables import evaluation_json, evaluation_table
 
-    _show_messages()
-    scores, accuracy = measure(repo, budget, recipe=recipe)
-    _print(scores_json(scores, accuracy) if as_json else scores_table(scores, accuracy))
+    found = measure(repo, budget, revision=revision, recipe=recipe)
+    _print(evaluation_json(found) if as_json else evaluation_table(found))
 
 
 @app.command()
@@ -203,7 +246,6 @@ def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     from hf_merge.workflow.report import report as measure
     from hf_merge.workflow.tables import report_table
 
-    _show_messages()
     found = measure(run)
     _print(asdict(found) if as_json else report_table(found))
 
@@ -217,7 +259,6 @@ def demo(
     """Fine-tune five assistants on data that is shipped, merge them, and serve them under a budget."""
     from hf_merge.workflow.demo import run_demo
 
-    _show_messages()
     run_demo(out)
 
 
@@ -248,7 +289,8 @@ def _show_messages() -> None:
     ours.setLevel(logging.INFO)
     if not any(isinstance(handler, _Messages) for handler in ours.handlers):
         ours.addHandler(_Messages())
-    _quiet_libraries()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class _Messages(logging.Handler):
@@ -256,10 +298,3 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
-
-
-def _quiet_libraries() -> None:
-    """Keeps the bars of the Hub's libraries off the terminal; what the user set stays."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -61,8 +61,8 @@ LIGHT = {
     "hf_merge.storing.chains": HEAVY,
 }
 PROMISED = {
-    "HfMergeError", "MergeModel", "MergeOutput", "Prediction", "Recipe", "__version__", "build", "evaluate", "plan",
-    "report", "search",
+    "HfMergeError", "MergeModel", "MergeOutput", "Prediction", "Recipe",
+    "__version__", "build", "evaluate", "plan", "push", "report", "search",
 }  # fmt: skip
 # These hold no more than what opens the door: test_cli.py and the tests of the doors, below, go through them.
 DOORS = {"__init__", "__main__"}
@@ -80,8 +80,9 @@ THIRD_PARTIES = {
     "accelerate": Place(inside=("modeling.assembly",), loading=("searching.evaluation",)),
     "datasets": Place(loading=("searching.tasks", "searching.metrics")),
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
-    "huggingface_hub": Place(loading=("storing.hub", "storing.card", "serving.model")),
-    "matplotlib": Place(inside=("storing.card",)),
+    "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.model")),
+    "jinja2": Place(loading=("storing.markdown",)),
+    "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot")),
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
     "peft": Place(inside=("storing.adapters", "modeling.assembly")),
     "PIL": Place(loading=("modeling.inputs", "searching.tasks"), inside=("workflow*", "cli", "serving.model")),
@@ -99,10 +100,10 @@ THIRD_PARTIES = {
         ),
         inside=("searching.*",),
     ),
-    "tqdm": Place(loading=("cli", "workflow*", "searching.*", "storing.hub"), inside=("storing.*", "serving.*")),
+    "tqdm": Place(loading=("cli", "workflow*", "searching.*", "storing.hub*"), inside=("storing.*", "serving.*")),
     "transformers": Place(loading=("modeling.*", "serving.model")),
     "typer": Place(loading=("cli",)),
-    "yaml": Place(loading=("recipe", "storing.card")),
+    "yaml": Place(loading=("recipe", "storing.card*")),
 }  # fmt: skip
 
 # Of transformers, the names that belong to one module each.

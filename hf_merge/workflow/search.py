@@ -24,7 +24,7 @@ from hf_merge.searching.evaluation import Evaluation, Evaluator, ExpertBuilder, 
 from hf_merge.searching.pareto import Reference, best_within
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.space import Configuration, SearchSpace
-from hf_merge.storing import disk
+from hf_merge.storing import disk, hub
 from hf_merge.storing import front as fronts
 from hf_merge.storing.durable import FolderLock, Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
@@ -39,7 +39,9 @@ ALL_MERGED, ALL_SEPARATE = "all-merged", "all-separate"
 _UNRELATED = 0.5
 
 
-def search(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> Front:
+def search(
+    recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True, access: hub.Access = hub.AS_USUAL
+) -> Front:
     """Searches the Pareto front of a recipe and returns it; `out` then holds recipe, journal and front.
 
     Args:
@@ -47,11 +49,12 @@ def search(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = 
         out: The run folder; made if it does not exist.
         resume: Continue the run that `out` holds.
         progress: Show progress on stderr.
+        access: How to reach the Hub, where the sources are there.
 
     Raises:
         InputError: The recipe, its checkpoints or its data cannot be used, or `out` is not ours to write.
     """
-    with open_project(recipe) as project:
+    with open_project(recipe, access=access) as project:
         require_free(out, project.recipe, resume=resume)
         data = load_rows(project.recipe, project.heads)
         geometry = _measure(project, progress)

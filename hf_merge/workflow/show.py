@@ -14,22 +14,32 @@ from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, unfinished
 from hf_merge.workflow.tables import front_json, front_table, text_table
 
 
-def show(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns what a run, family or member folder holds, as a document and as text.
+def show(
+    source: str | Path, revision: str | None = None, *, access: hub.Access = hub.AS_USUAL
+) -> tuple[dict[str, Any], str]:
+    """Returns what a run, family or member holds, as a document and as text; of a repo only its map is fetched.
+
+    Args:
+        source: A folder, or a repo on the Hub.
+        revision: Of a repo: branch, tag or commit.
+        access: How to reach the Hub.
 
     Raises:
-        RunFolderError: The folder is none of these.
+        RunFolderError: It is none of these.
+        HubError: The Hub does not have it, refuses it or cannot be reached.
     """
-    path = hub.pull_member(path).folder
+    pulled = hub.pull_files(source, (MAP_FILE, FRONT_FILE), revision, access=access)
+    path = pulled.folder
     if (path / MAP_FILE).is_file():
         chain_map = Member(path).chain_map
         return _member_json(chain_map), _member_table(chain_map)
     if (path / FRONT_FILE).is_file():
         front = fronts.read(path / FRONT_FILE)
         return front_json(front), front_table(front)
-    if (path / RECIPE_FILE).is_file():
+    if (path / RECIPE_FILE).is_file() and pulled.revision is None:
         raise RunFolderError(unfinished(path))
-    raise RunFolderError(f"{path} holds neither {FRONT_FILE} nor {MAP_FILE}. Give a run, family or member folder.")
+    place = path if pulled.revision is None else f"'{source}' (revision {pulled.revision})"
+    raise RunFolderError(f"{place} holds neither {FRONT_FILE} nor {MAP_FILE}. Give a run, a family or a member.")
 
 
 def read_inputs(model: MergeModel, words: Sequence[str]) -> list[Any]:

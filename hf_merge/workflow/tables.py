@@ -6,8 +6,10 @@ from typing import Any
 
 from hf_merge.merging.cost import bytes_of
 from hf_merge.storing.front import Front
+from hf_merge.storing.results import Report
+from hf_merge.workflow.evaluate import Evaluation
 from hf_merge.workflow.plan import Plan
-from hf_merge.workflow.report import Report, Scores
+from hf_merge.workflow.publish import Publication
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,6 +29,8 @@ def front_table(front: Front) -> str:
     """Returns the front as text: controls first, then the points by rising cost."""
     controls = {point.id: name for name, point in front.controls.items()}
     rest = [point for point in front.points if point.id not in controls]
+    shown = (*front.controls.values(), *rest)
+    header = ["configuration", "control", "C", "MB", "P validation", "% of individual"]
     rows = [
         [
             point.id,
@@ -36,8 +40,11 @@ def front_table(front: Front) -> str:
             f"{point.performance:.4f}",
             _percent(point.normalised),
         ]
-        for point in (*front.controls.values(), *rest)
+        for point in shown
     ]
+    if any(point.repo is not None for point in shown):
+        header.append("repo")
+        rows = [[*row, point.repo or "-"] for row, point in zip(rows, shown, strict=True)]
     own = sum(front.individual.values()) / len(front.individual)
     head = (
         f"{len(front.tasks)} fine-tunes of {front.base} ({front.parameters:,} parameters), "
@@ -46,7 +53,7 @@ def front_table(front: Front) -> str:
         f"C = {front.reference[0]:.4f}, P = {front.reference[1]:.4f}\n"
         f"individual fine-tunes at full precision: P = {own:.4f} at C above {len(front.tasks)}\n"
     )
-    return head + "\n" + text_table(("configuration", "control", "C", "MB", "P validation", "% of individual"), rows)
+    return head + "\n" + text_table(header, rows)
 
 
 def front_json(front: Front) -> dict[str, Any]:
@@ -101,8 +108,9 @@ def report_table(report: Report) -> str:
     return text_table(header, rows) + "\n\n" + _router_line(report.router_accuracy)
 
 
-def scores_table(scores: Scores, accuracy: Mapping[str, float]) -> str:
-    """Returns one configuration's test scores as text."""
+def evaluation_table(found: Evaluation) -> str:
+    """Returns one configuration's test scores as text, and what of them the card says otherwise."""
+    scores, accuracy = found.scores, found.router_accuracy
     rows = [
         [task, f"{value:.4f}", f"{scores.routed_scores[task]:.4f}", f"{accuracy[task]:.4f}"]
         for task, value in scores.oracle_scores.items()
@@ -116,12 +124,45 @@ def scores_table(scores: Scores, accuracy: Mapping[str, float]) -> str:
         ]
     )
     head = f"{scores.id}: C = {scores.cost:.4f}, P on validation rows {scores.validation:.4f}; on test rows:\n\n"
-    return head + text_table(("task", "task known", "routed", "router accuracy"), rows)
+    table = head + text_table(("task", "task known", "routed", "router accuracy"), rows)
+    if not found.recorded:
+        return table + "\n\nThe card holds no test scores to compare with."
+    if not found.differences:
+        return table + "\n\nThe card says the same."
+    return table + "\n\nThe card says otherwise:\n  " + "\n  ".join(found.differences)
 
 
-def scores_json(scores: Scores, accuracy: Mapping[str, float]) -> dict[str, Any]:
-    """Returns one configuration's test scores as one JSON document."""
-    return {**asdict(scores), "router_accuracy": dict(accuracy)}
+def evaluation_json(found: Evaluation) -> dict[str, Any]:
+    """Returns one configuration's test scores as one JSON document, beside what its card says."""
+    return {
+        **asdict(found.scores),
+        "router_accuracy": dict(found.router_accuracy),
+        "recorded": {kind: dict(scores) for kind, scores in found.recorded.items()},
+        "differences": list(found.differences),
+    }
+
+
+def publication_table(done: Publication) -> str:
+    """Returns what a push did, or would do, as text."""
+    pushed = [*done.members.items(), ("the family", done.family)]
+    rows = [
+        [name, item.repo, str(len(item.sent)), f"{item.bytes_sent:,}", item.revision[:12] or "-"]
+        for name, item in pushed
+    ]
+    head = "would be sent" if done.dry_run else "sent"
+    table = text_table(("configuration", "repo", f"files {head}", f"bytes {head}", "commit"), rows)
+    total = sum(item.bytes_sent for _, item in pushed)
+    lines = [table, "", f"{total:,} bytes {head} to {len(pushed)} repos"]
+    if done.collection is not None:
+        lines.append(f"collection: {done.collection}")
+    if not done.dry_run:
+        lines.append(f"load it: MergeModel.from_pretrained({done.family.repo!r}, budget=0.5)")
+    return "\n".join(lines)
+
+
+def publication_json(done: Publication) -> dict[str, Any]:
+    """Returns what a push did, or would do, as one JSON document."""
+    return asdict(done)
 
 
 def _router_line(accuracy: Mapping[str, float]) -> str:

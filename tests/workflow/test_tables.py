@@ -5,15 +5,20 @@ from dataclasses import replace
 
 import pytest
 
+from hf_merge.storing.hub import Pushed
+from hf_merge.storing.results import Report, Scores
+from hf_merge.workflow.evaluate import Evaluation
 from hf_merge.workflow.plan import plan
-from hf_merge.workflow.report import Report, Scores
+from hf_merge.workflow.publish import Publication
 from hf_merge.workflow.tables import (
+    evaluation_json,
+    evaluation_table,
     front_json,
     front_table,
     plan_table,
+    publication_json,
+    publication_table,
     report_table,
-    scores_json,
-    scores_table,
     text_table,
 )
 from tests.tiny_runs import TinyRun
@@ -22,6 +27,16 @@ from tests.tiny_runs import TinyRun
 SCORES = Scores(
     "c0288-abcdef", "front", 0.2877, 0.7, 0.6, 0.5, 0.9, 0.8, {"a": 0.7, "b": 0.5}, {"a": 0.6, "b": 0.4}
 )  # fmt: skip
+
+EVALUATION = Evaluation(
+    SCORES, {"a": 1.0, "b": 0.5}, {"routed": {"a": 0.7}}, ("a, routed: measured 0.6000, the card says 0.7000",)
+)
+PUBLICATION = Publication(
+    Pushed("me/x", "", "https://hub/me/x", ("front.json",), 10),
+    {"c0288-abcdef": Pushed("me/x-c0288", "ab" * 20, "https://hub/me/x-c0288", ("a", "b"), 1234567)},
+    "me/x-1",
+    dry_run=True,
+)
 
 
 def test_columns_are_as_wide_as_they_need() -> None:
@@ -44,7 +59,10 @@ def test_a_front_is_shown_whole_with_its_controls(tiny_run: TinyRun) -> None:
 
 def test_documents_are_json(tiny_run: TinyRun) -> None:
     assert json.loads(json.dumps(front_json(tiny_run.front)))["base"] == "base"
-    assert json.loads(json.dumps(scores_json(SCORES, {"a": 1.0, "b": 0.5})))["router_accuracy"] == {"a": 1.0, "b": 0.5}
+    document = json.loads(json.dumps(evaluation_json(EVALUATION)))
+    assert document["router_accuracy"] == {"a": 1.0, "b": 0.5}
+    assert document["differences"] == ["a, routed: measured 0.6000, the card says 0.7000"]
+    assert json.loads(json.dumps(publication_json(PUBLICATION)))["members"]["c0288-abcdef"]["bytes_sent"] == 1234567
 
 
 def test_a_plan_says_what_it_assumes(tiny_run: TinyRun) -> None:
@@ -70,6 +88,16 @@ def test_a_report_shows_every_row_and_the_router() -> None:
 
 
 def test_scores_show_every_task_and_the_mean() -> None:
-    lines = scores_table(SCORES, {"a": 1.0, "b": 0.5}).splitlines()
-    assert lines[-1].split() == ["mean", "0.6000", "0.5000", "0.7500"]
-    assert lines[-2].split() == ["b", "0.5000", "0.4000", "0.5000"]
+    lines = evaluation_table(EVALUATION).splitlines()
+    assert lines[-4].split() == ["mean", "0.6000", "0.5000", "0.7500"]
+    assert lines[-5].split() == ["b", "0.5000", "0.4000", "0.5000"]
+    assert lines[-2:] == ["The card says otherwise:", "  a, routed: measured 0.6000, the card says 0.7000"]
+    assert evaluation_table(replace(EVALUATION, differences=())).endswith("The card says the same.")
+    assert evaluation_table(replace(EVALUATION, recorded={}, differences=())).endswith("to compare with.")
+
+
+def test_a_push_shows_every_repo_and_the_bytes() -> None:
+    text = publication_table(PUBLICATION)
+    assert "me/x-c0288" in text and "1,234,567" in text and "1,234,577 bytes would be sent to 2 repos" in text
+    assert "from_pretrained" not in text
+    assert "from_pretrained('me/x', budget=0.5)" in publication_table(replace(PUBLICATION, dry_run=False))

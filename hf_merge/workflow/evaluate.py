@@ -1,0 +1,181 @@
+"""`hf-merge eval`: one member measured on test rows through `MergeModel` itself, beside what its card says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hf_merge.errors import HubError, InputError
+from hf_merge.recipe import Recipe
+from hf_merge.searching.evaluation import predictions
+from hf_merge.searching.metrics import score
+from hf_merge.searching.tasks import Rows
+from hf_merge.serving.model import MergeModel
+from hf_merge.serving.selection import open_member
+from hf_merge.storing import disk, hub
+from hf_merge.storing.card import recorded_scores
+from hf_merge.storing.chains import ChainMap
+from hf_merge.storing.library import Member
+from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.member_files import CARD_FILE
+from hf_merge.storing.results import Scores
+from hf_merge.workflow.project import load_rows
+from hf_merge.workflow.report import as_routed
+from hf_merge.workflow.run_folder import RECIPE_FILE
+
+
+# Other thread counts and processors sum in another order, which moves single rows across a decision.
+TOLERANCE = 0.005
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one member scores, and what its card says.
+
+    Attributes:
+        scores: The scores measured.
+        router_accuracy: The share of each task's test rows that the router sends to it.
+        recorded: The card's scores by task, under `oracle` and `routed`; empty where it has none.
+        differences: One line per score that differs from the card's by more than `TOLERANCE`.
+    """
+
+    scores: Scores
+    router_accuracy: Mapping[str, float]
+    recorded: Mapping[str, Mapping[str, float]]
+    differences: tuple[str, ...]
+
+
+def evaluate(
+    source: str | Path,
+    budget: float | str | None = None,
+    *,
+    revision: str | None = None,
+    recipe: Path | None = None,
+    progress: bool = True,
+    access: hub.Access = hub.AS_USUAL,
+) -> Evaluation:
+    """Returns what one member scores on test rows, with the task known and routed, beside what its card says.
+
+    Args:
+        source: A member folder or repo, or a family, whose best member within the budget is taken.
+        budget: As in `MergeModel.from_pretrained`.
+        revision: Of a repo on the Hub: branch, tag or commit.
+        recipe: The recipe that describes the test rows; by default that of the family.
+        progress: Show progress on stderr.
+        access: How to reach the Hub.
+
+    Raises:
+        InputError: No recipe is given and the family has none, or it describes other tasks.
+    """
+    member = open_member(source, budget, revision=revision, access=access)
+    described = Recipe.load(recipe or _family_recipe(source, revision, member, access))
+    _require_described(member.chain_map, described)
+    model = MergeModel(member)
+    metrics = {task.name: task.metric for task in described.tasks}
+    rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
+    oracle, routed, accuracy = {}, {}, {}
+    for index, task in enumerate(tqdm(model.tasks, desc="eval", unit="task", disable=not progress)):
+        known, free, own = _answers(model, index, rows[task], described.search.batch_size)
+        oracle[task] = score(metrics[task], known, rows[task].labels)
+        routed[task] = score(metrics[task], as_routed(free, own), rows[task].labels)
+        accuracy[task] = float(own.mean())
+    recorded = _recorded(member)
+    differences = _differences({"oracle": oracle, "routed": routed}, recorded)
+    return Evaluation(_scores(member.chain_map, oracle, routed), accuracy, recorded, differences)
+
+
+def _scores(chain_map: ChainMap, oracle: Mapping[str, float], routed: Mapping[str, float]) -> Scores:
+    return Scores(
+        id=chain_map.id,
+        role="member",
+        cost=chain_map.cost,
+        validation=_mean(chain_map.performance),
+        oracle=_mean(oracle),
+        routed=_mean(routed),
+        oracle_normalised=None,
+        routed_normalised=None,
+        oracle_scores=oracle,
+        routed_scores=routed,
+    )
+
+
+def _differences(
+    measured: Mapping[str, Mapping[str, float]], recorded: Mapping[str, Mapping[str, float]]
+) -> tuple[str, ...]:
+    """Returns one line per score of the card that was not found again."""
+    words = {"oracle": "with the task known", "routed": "routed"}
+    return tuple(
+        f"{task}, {words[kind]}: measured {measured[kind][task]:.4f}, the card says {value:.4f}"
+        for kind in words
+        for task, value in recorded.get(kind, {}).items()
+        if task in measured[kind] and abs(measured[kind][task] - value) > TOLERANCE
+    )
+
+
+def _recorded(member: Member) -> Mapping[str, Mapping[str, float]]:
+    """Returns the scores that the member's card records, by kind and task."""
+    card = member.folder / CARD_FILE
+    if not card.is_file():
+        return {}
+    with disk.naming(card), card.open("rb") as file:
+        return recorded_scores(file.read(LIMITS.config_bytes).decode(errors="replace"))
+
+
+def _answers(
+    model: MergeModel, index: int, rows: Rows, batch_size: int
+) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.bool_]]:
+    """Returns predictions [rows] of one task, it known and routed, and which rows were routed to it, [rows] bool."""
+    task = model.tasks[index]
+    labels = slice(model.heads[task].num_labels)
+    known = model.outputs(_inputs(rows), task=task, batch_size=batch_size)
+    free = model.outputs(_inputs(rows), batch_size=batch_size)
+    own = (free.task_ids == index).numpy()
+    return predictions(known.logits[:, labels]), predictions(free.logits[:, labels]), own
+
+
+def _inputs(rows: Rows) -> Sequence[Any]:
+    """Returns rows as `MergeModel.outputs` takes them: texts, pairs of texts, or images."""
+    if rows.images is not None:
+        return rows.images
+    texts = rows.texts or ()
+    return texts if rows.pairs is None else list(zip(texts, rows.pairs, strict=True))
+
+
+def _require_described(chain_map: ChainMap, recipe: Recipe) -> None:
+    """Raises InputError unless the recipe says where the rows of every task of a member are, and of its kind."""
+    kinds = {task.name: "text" if task.data.image is None else "image" for task in recipe.tasks}
+    for task in chain_map.tasks:
+        if task not in kinds:
+            raise InputError(
+                f"The recipe describes no data for task '{task}' of {chain_map.id}; give another with --recipe."
+            )
+        if kinds[task] != chain_map.model.type:
+            raise InputError(
+                f"The recipe gives task '{task}' {kinds[task]} rows and {chain_map.id} reads {chain_map.model.type}; "
+                "give another with --recipe."
+            )
+
+
+def _family_recipe(source: str | Path, revision: str | None, member: Member, access: hub.Access) -> Path:
+    """Returns the recipe of the family that a member was taken from: beside its folder, or in the family's repo."""
+    beside = member.folder.parent.parent / RECIPE_FILE
+    if beside.is_file():
+        return beside
+    try:
+        path = hub.pull_files(source, (RECIPE_FILE,), revision, access=access).folder / RECIPE_FILE
+    except HubError:
+        path = beside
+    if not path.is_file():
+        raise InputError(
+            f"There is no {RECIPE_FILE} beside {member.chain_map.id}, so there are no test rows. Name a recipe with "
+            "--recipe."
+        )
+    return path
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return sum(scores.values()) / len(scores)

@@ -1,0 +1,88 @@
+"""Where a family comes from, as everyone may be told: sources, licences, data, the recipe without local paths."""
+
+from pathlib import Path
+
+from hf_merge.errors import HubError, UntrustedContentError
+from hf_merge.recipe import DataSpec, Recipe
+from hf_merge.storing import disk, hub
+from hf_merge.storing.card_head import recorded_licence
+from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.member_files import CARD_FILE
+from hf_merge.storing.provenance import Origin, Source
+
+
+_LOCAL_NOTE = "# Files and folders of the machine that ran the search stand here by their last names alone.\n"
+
+
+def read_origin(recipe: Recipe, access: hub.Access) -> Origin:
+    """Returns what the cards of a run say of its sources; of a source's files only its card is fetched.
+
+    Args:
+        recipe: The recipe of the run, its Hub sources pinned.
+        access: How to reach the Hub.
+
+    Raises:
+        HubError: The Hub no longer shows a source.
+    """
+    base = _source(recipe.base.model, recipe.base.revision, access)
+    tasks = {task.name: _source(task.model, task.revision, access) for task in recipe.tasks}
+    datasets = {task.data.path: None for task in recipe.tasks if _is_on_the_hub(task.data)}
+    return Origin(base, tasks, tuple(datasets), published_recipe(recipe))
+
+
+def published_recipe(recipe: Recipe) -> str:
+    """Returns the recipe as YAML in which local paths are cut to their last names.
+
+    Where a machine keeps its files is nobody's business, and of no use elsewhere.
+    """
+    base = recipe.base.model_copy(update={"model": shown(recipe.base.model, recipe.base.revision)})
+    tasks = tuple(
+        task.model_copy(update={"model": shown(task.model, task.revision), "data": _shown_data(task.data)})
+        for task in recipe.tasks
+    )
+    told = recipe.model_copy(update={"base": base, "tasks": tasks})
+    return (_LOCAL_NOTE if told != recipe else "") + told.dump()
+
+
+def shown(source: str, revision: str | None) -> str:
+    """Returns how a source is called in what is published: a Hub id as it is, a local folder by its name."""
+    return source if revision is not None else Path(source).name
+
+
+def _source(name: str, revision: str | None, access: hub.Access) -> Source:
+    licence = read_licence((Path(name) if revision is None else _card_folder(name, revision, access)) / CARD_FILE)
+    return Source(shown(name, revision), name if revision is not None else None, revision, licence)
+
+
+def _card_folder(name: str, revision: str, access: hub.Access) -> Path:
+    """Returns where the card of a source lies; offline, a card that was never fetched says nothing."""
+    try:
+        return hub.Repo(name, revision, access).pull((CARD_FILE,))
+    except HubError:
+        if access.offline:
+            return Path()
+        raise
+
+
+def read_licence(card: Path) -> str | None:
+    """Returns the licence that a card names, None where there is no card, or none that names one."""
+    if not card.is_file():
+        return None
+    with disk.naming(card), card.open("rb") as file:
+        text = file.read(LIMITS.card_bytes).decode(errors="replace")
+    try:
+        return recorded_licence(text)
+    except UntrustedContentError:
+        return None
+
+
+def _is_on_the_hub(data: DataSpec) -> bool:
+    return data.data_files is None and data.revision is not None
+
+
+def _shown_data(data: DataSpec) -> DataSpec:
+    if _is_on_the_hub(data):
+        return data
+    files = {split: "/".join(Path(file).parts[-2:]).lstrip("/") for split, file in (data.data_files or {}).items()}
+    path = Path(data.path).name if data.data_files is None else data.path
+    return data.model_copy(update={"path": path, "data_files": files or None})
