@@ -60,6 +60,16 @@ def test_a_changed_card_is_noticed(render: ModuleType) -> None:
     assert not alike(plot, buffer.getvalue())
 
 
+def test_every_link_leads_somewhere(render: ModuleType) -> None:
+    members = {path.name for path in (render.DEMO / "members").iterdir()}
+    for card in render.DEMO.rglob("README.md"):
+        for address in re.findall(r"\]\(([^)]*)\)", card.read_text()):
+            if address.startswith("https://huggingface.co/USER/"):
+                assert address.removeprefix("https://huggingface.co/USER/") in members | {"demo"}, card
+            elif not address.startswith("https://arxiv.org/abs/"):
+                assert (card.parent / address).is_file(), card
+
+
 def test_the_recipe_names_no_place_and_is_a_recipe(render: ModuleType) -> None:
     text = (render.DEMO / "recipe.yaml").read_text()
     assert not re.search(r"(?m)(?:^|\s)/\w", text)

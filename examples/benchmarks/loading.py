@@ -138,12 +138,12 @@ def measure(case: str, run: Path, budget: float) -> tuple[float, float]:
     AutoModelForSequenceClassification._model_mapping[type(config)]
     AutoTokenizer.from_pretrained(f"{OWNER}/{tasks[-1]}")
 
-    def fine_tune(task: str) -> None:
+    def fine_tune(task: str) -> str:
         model = AutoModelForSequenceClassification.from_pretrained(f"{OWNER}/{task}").eval()
         tokenizer = AutoTokenizer.from_pretrained(f"{OWNER}/{task}")
         with torch.inference_mode():
             logits = model(**tokenizer([SENTENCE], return_tensors="pt")).logits
-        model.config.id2label[int(logits.argmax())]
+        return str(model.config.id2label[int(logits.argmax())])
 
     def merged(chosen: list[str] | None, task: str | None) -> None:
         model = MergeModel.from_pretrained(f"{OWNER}/family", budget=budget, tasks=chosen)

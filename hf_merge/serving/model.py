@@ -11,13 +11,13 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from hf_merge.errors import InputError, nearest
+from hf_merge.errors import DigestMismatch, InputError, nearest
 from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import MergeOutput, Prediction
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
-from hf_merge.serving.selection import choose_member, open_member
+from hf_merge.serving.selection import open_member
 from hf_merge.storing import hub
 from hf_merge.storing.chains import dump
 from hf_merge.storing.copying import copy_member, whole_files
@@ -27,7 +27,7 @@ from hf_merge.storing.library import MAP_FILE, Member
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MergeModel", "MergeOutput", "Prediction", "choose_member"]
+__all__ = ["MergeModel", "MergeOutput", "Prediction"]
 
 Inputs: TypeAlias = "Sequence[str | tuple[str, str]] | Sequence[Image]"
 
@@ -275,7 +275,10 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
 
     def _reopened(self) -> Member:
         """Returns the member with nothing checked yet: its files may have changed since they were loaded."""
-        return Member(self._member.folder, self.tasks, source=self._member.source)
+        member = Member(self._member.folder, self.tasks, source=self._member.source)
+        if member.chain_map != self.chain_map:
+            raise DigestMismatch(f"{member.source}: {MAP_FILE} was written over since it was loaded. Load it again.")
+        return member
 
     def _task_ids(self, task: str | Sequence[str], rows: int) -> Tensor:
         names = [task] * rows if isinstance(task, str) else list(task)

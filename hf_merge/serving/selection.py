@@ -215,6 +215,3 @@ def _other_loader(place: _Place) -> str:
     names = config.get("architectures") if isinstance(config, dict) else None
     match = _TASK_CLASS.fullmatch(str(names[0])) if isinstance(names, list) and names else None
     return f" It is an ordinary model: load it with transformers.AutoModel{match[1] if match else ''}.from_pretrained."
-
-
-choose_member = open_member  # until workflow/report.py goes without

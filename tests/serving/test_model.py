@@ -419,6 +419,16 @@ def test_what_was_damaged_since_loading_is_not_saved(damaged: Path, tmp_path: Pa
     assert not (tmp_path / "copy" / "chains.json").exists()
 
 
+def test_what_was_written_over_since_loading_is_not_saved(
+    damaged: Path, bert: TinyFamily, aligned: Family, tmp_path: Path
+) -> None:
+    model = MergeModel.from_pretrained(damaged)
+    write(bert, aligned, damaged, SEPARATE)
+    with pytest.raises(DigestMismatch, match=r"was written over since it was loaded\. Load it again\."):
+        model.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def flip(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 1

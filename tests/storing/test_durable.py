@@ -68,11 +68,13 @@ import os, sys, time
 from pathlib import Path
 from hf_merge.storing.durable import FolderLock
 with FolderLock(Path(sys.argv[1])):
-    if len(sys.argv) > 2 and os.fork() == 0:
+    if len(sys.argv) == 2:
+        os.write(1, b"held\\n")
+    elif os.fork() == 0:
+        os.write(1, b"held\\n")  # by the child, which has then let go of what it inherited
         os.close(1)
         time.sleep(60)
         os._exit(0)
-    os.write(1, b"held\\n")
     time.sleep(60)
 """
 

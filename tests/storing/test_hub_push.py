@@ -119,9 +119,12 @@ def test_only_what_changed_is_sent(hub: HubServer, push: Pusher) -> None:
 
 
 def test_stale_files_of_ours_go_and_others_stay(hub: HubServer, push: Pusher) -> None:
-    hub.publish(REPO, {"LICENSE": b"mine", "experts-00009-of-00009.safetensors": b"stale", "old/README.md": b"deep"})
+    hub.publish(
+        REPO,
+        {"LICENSE": b"mine", "experts-00009-of-00009.safetensors": b"stale", "experts-old/x.safetensors": b"deep"},
+    )
     pushed = push()
-    assert push.tree() == {**FILES, "LICENSE": b"mine", "old/README.md": b"deep"}
+    assert push.tree() == {**FILES, "LICENSE": b"mine", "experts-old/x.safetensors": b"deep"}
     assert pushed.deleted == ("experts-00009-of-00009.safetensors",)
 
 
