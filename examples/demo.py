@@ -25,6 +25,7 @@ DATA = Path(__file__).resolve().parent / "data"
 TASKS = ("banking77", "travel", "kitchen", "office", "small_talk")
 SETTINGS = FineTuning(epochs=4, learning_rate=3e-4, batch_size=32, max_length=32)
 EVALUATIONS, BUDGET = 60, 0.5
+BASE = "all-MiniLM-L6-v2"
 SENTENCES = (
     "why was i charged twice for the same card payment",
     "do i need a visa to visit japan next month",
@@ -43,9 +44,9 @@ def main(out: Path) -> None:
     Args:
         out: Where checkpoints, run, members and plot land.
     """
-    base = base_folder()
+    base = named(base_folder(), out / "checkpoints" / BASE)
     tasks = [training_task(name) for name in TASKS]
-    say(f"1. Five fine-tunes of {base.parent.name}, kept in {out / 'checkpoints'}")
+    say(f"1. Five fine-tunes of {BASE}, kept in {out / 'checkpoints'}")
     checkpoints = fine_tune_all(base, tasks, out / "checkpoints", dict.fromkeys(TASKS, SETTINGS))
     recipe = Recipe.parse(recipe_document(base, dict(zip(TASKS, checkpoints, strict=True))), "the demo's recipe")
     say(f"2. The Pareto front of storage against performance, {EVALUATIONS} real evaluations")
@@ -73,6 +74,15 @@ def base_folder() -> Path:
     if found is None or found.origin is None:
         raise InputError("The demo's base model is not installed. Run: pip install 'hf-merge[demo]'")
     return Path(found.origin).parent / "model"
+
+
+def named(folder: Path, link: Path) -> Path:
+    """Returns a link to a folder, so that the base is called by its own name, not by that of its package's folder."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)  # what it led to may have moved with the environment
+        link.symlink_to(folder, target_is_directory=True)
+    return link.absolute()
 
 
 def training_task(name: str) -> TrainingTask:
