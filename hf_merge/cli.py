@@ -95,6 +95,10 @@ def search(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option("--out", help="The run folder to write.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    processes: Annotated[int, typer.Option("--num-processes", help="Evaluate in so many processes.")] = 1,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="Seconds for which one process waits for another.")
+    ] = 1800.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -105,7 +109,9 @@ def search(
     from hf_merge.workflow.search import search as run
     from hf_merge.workflow.tables import front_json, front_table
 
-    front = run(wanted, out, resume=resume)
+    front = run(wanted, out, resume=resume, processes=processes, deadline_seconds=deadline)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first rank of a launcher speaks for all
     _print(front_json(front) if as_json else front_table(front))
 
 

@@ -77,7 +77,7 @@ class Place:
 
 
 THIRD_PARTIES = {
-    "accelerate": Place(inside=("modeling.assembly",), loading=("searching.evaluation",)),
+    "accelerate": Place(inside=("modeling.assembly",), loading=("searching.ranks",)),
     "datasets": Place(loading=("searching.tasks", "searching.metrics")),
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.model")),
@@ -96,7 +96,7 @@ THIRD_PARTIES = {
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
-            "modeling.*", "searching.evaluation", "serving.*", "workflow*",
+            "modeling.*", "searching.evaluation", "searching.ranks", "serving.*", "workflow*",
         ),
         inside=("searching.*",),
     ),

@@ -149,6 +149,10 @@ class ExpertBuilder:
         """Returns what the built experts of a configuration take, in full-precision parameters, by expert id."""
         return {key.id: self._measured[key.id] for key in self.keys(grouping) if key.id in self._measured}
 
+    def measured_in(self, chain: Chain) -> dict[str, float]:
+        """Returns what the built experts of a chain take, in full-precision parameters, by expert id."""
+        return {key.id: self._measured[key.id] for key in chain if key.id in self._measured}
+
     def remember(self, measured: Mapping[str, float]) -> None:
         """Takes what experts took in an earlier run of the same recipe; it counts once `recall` asks for it."""
         self._remembered |= measured
@@ -200,6 +204,14 @@ class Evaluator:
     forwards: int = 0
     _scores: dict[tuple[str, Chain], float] = field(default_factory=dict)
     _loaded: dict[str, tuple[ExpertKey, dict[str, Tensor]]] = field(default_factory=dict)
+
+    @property
+    def ahead(self) -> int:
+        """How many configurations are prepared together."""
+        return 1
+
+    def prepare(self, groupings: Sequence[Grouping]) -> None:
+        """Does nothing: `evaluate` runs what it needs."""
 
     def evaluate(self, grouping: Grouping) -> Evaluation:
         """Returns the scores and the exact cost of a configuration."""

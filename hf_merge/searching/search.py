@@ -8,7 +8,7 @@ its first evaluations from memory comes to where it was.
 Source: MERGE, arXiv 2602.06552, Algorithm 1; what the paper leaves open is settled in docs/adr/0004-preset-paper.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,6 +89,13 @@ class Evaluates(Protocol):
     def cost(self, grouping: Grouping) -> float:
         """Returns the cost of a configuration that need not be evaluated yet."""
 
+    @property
+    def ahead(self) -> int:
+        """How many configurations are prepared together."""
+
+    def prepare(self, groupings: Sequence[Grouping]) -> None:
+        """Does beforehand what can be done together for configurations that will be evaluated next."""
+
 
 def run_search(
     space: SearchSpace,
@@ -115,7 +122,7 @@ def run_search(
     while len(measured) < settings.evaluations and (candidates := algorithm.ask()):
         chosen = _choose(candidates, measured, space, evaluator, settings, rng)[: settings.evaluations - len(measured)]
         volume = 0.0
-        for configuration in chosen:
+        for configuration in _prepared(chosen, evaluator):
             measured.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
             volume = hypervolume([entry.objectives for entry in measured], reference)
             on_evaluation(measured[-1], volume)
@@ -123,6 +130,14 @@ def run_search(
         algorithm.tell(chosen, costs, performances)
         history.append((len(measured), volume))
     return Archive(tuple(measured), tuple(history), reference)
+
+
+def _prepared(chosen: Sequence[Configuration], evaluator: Evaluates) -> Iterator[Configuration]:
+    """Yields configurations, as many at a time prepared as the evaluator can do together."""
+    for start in range(0, len(chosen), evaluator.ahead):
+        block = chosen[start : start + evaluator.ahead]
+        evaluator.prepare([configuration.grouping for configuration in block])
+        yield from block
 
 
 def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:

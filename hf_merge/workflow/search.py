@@ -20,14 +20,17 @@ from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.task_vectors import Geometry, measure
 from hf_merge.recipe import Recipe
-from hf_merge.searching.evaluation import Evaluation, Evaluator, ExpertBuilder, reference_chain
+from hf_merge.searching.evaluation import Evaluation, ExpertBuilder, reference_chain
 from hf_merge.searching.pareto import Reference, best_within
+from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
+from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.searching.space import Configuration, SearchSpace
 from hf_merge.storing import disk, hub
 from hf_merge.storing import front as fronts
 from hf_merge.storing.durable import FolderLock, Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.workflow.launching import joined_ranks
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, require_free
@@ -40,29 +43,45 @@ _UNRELATED = 0.5
 
 
 def search(
-    recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True, access: hub.Access = hub.AS_USUAL
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    processes: int = 1,
+    deadline_seconds: float = DEADLINE_SECONDS,
+    progress: bool = True,
+    access: hub.Access = hub.AS_USUAL,
 ) -> Front:
     """Searches the Pareto front of a recipe and returns it; `out` then holds recipe, journal and front.
 
     Args:
         recipe: What to search.
-        out: The run folder; made if it does not exist.
+        out: The run folder; made if it does not exist. Rank 0 alone writes to it.
         resume: Continue the run that `out` holds.
+        processes: How many processes to evaluate in; those of a launcher (torchrun, accelerate launch) are joined.
+        deadline_seconds: How long one process waits for another before the run is given up.
         progress: Show progress on stderr.
         access: How to reach the Hub, where the sources are there.
 
     Raises:
         InputError: The recipe, its checkpoints or its data cannot be used, or `out` is not ours to write.
+        WorkerError: A process died or hung; what was evaluated is in the journal.
     """
+    with joined_ranks(recipe, out, processes, deadline_seconds) as ranks:
+        if ranks.leads:
+            return _lead(recipe, out, ranks, resume, progress, access)
+        return _work(ranks, access)
+
+
+def _lead(recipe: Recipe, out: Path, ranks: Ranks, resume: bool, progress: bool, access: hub.Access) -> Front:
+    """Returns the front, searched by rank 0 with the help of the others."""
     with open_project(recipe, access=access) as project:
         require_free(out, project.recipe, resume=resume)
-        data = load_rows(project.recipe, project.heads)
+        ranks.share(project.recipe)
+        evaluator = _evaluator(project, ranks)
         geometry = _measure(project, progress)
         _advise(project, geometry)
         sources = project.family.digests()
-        reader = Reader(project)
-        runs = task_runs(project, {task: rows.search for task, rows in data.items()}, reader)
-        evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
         with disk.naming(out):
             out.mkdir(parents=True, exist_ok=True)
         with FolderLock(out), Journal(out / JOURNAL_FILE) as journal:
@@ -72,12 +91,32 @@ def search(
             front = _Run(project, evaluator, geometry, journal, history, sources, progress).run()
             write_atomic(out / FRONT_FILE, fronts.dump(front))
             _log_ranges(project, evaluator.builder)
+    evaluator.dismiss()
+    ranks.share(front)
     return front
 
 
+def _work(ranks: Ranks, access: hub.Access) -> Front:
+    """Returns the front that rank 0 found, after working for it."""
+    recipe: Recipe = ranks.receive()
+    with open_project(recipe, access=access) as project:
+        _evaluator(project, ranks).work()
+    front: Front = ranks.receive()
+    return front
+
+
+def _evaluator(project: Project, ranks: Ranks) -> SharedEvaluator:
+    data = load_rows(project.recipe, project.heads)
+    runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project))
+    return SharedEvaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype], ranks=ranks)
+
+
 def new_builder(project: Project) -> ExpertBuilder:
-    """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base."""
-    limit = 2 * project.family.parameters
+    """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base.
+
+    Of fewer than four tasks it keeps less, for what a search may hold grows with their number.
+    """
+    limit = min(4, len(project.family.tasks)) * project.family.parameters // 2
     return ExpertBuilder(project.family, project.components, project.method, project.codec, limit_bytes=limit)
 
 
@@ -99,7 +138,7 @@ class _Run:
     """One search under way: what it needs, and the journal that it continues."""
 
     project: Project
-    evaluator: Evaluator
+    evaluator: SharedEvaluator
     geometry: Geometry
     journal: Journal
     history: History
@@ -152,6 +191,9 @@ class _Run:
         """Returns the fine-tunes' own scores and the base's, which bound the front; measured once per run."""
         components, tasks = self.project.components, tuple(self.evaluator.runs)
         individual, pretrained = {}, {}
+        self.evaluator.run_pairs(
+            [(task, reference_chain(components, members)) for task in tasks for members in ((), (task,))]
+        )
         with tqdm(total=2 * len(tasks), desc="references", unit="task", disable=not self.progress) as bar:
             for task in tasks:
                 pretrained[task] = self.evaluator.score(task, reference_chain(components, ()))

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -26,6 +26,8 @@ class Synthetic:
 
     space: SearchSpace
     asked: list[Grouping] = field(default_factory=list)
+    ahead: int = 1
+    prepared: list[int] = field(default_factory=list)
 
     def losses(self) -> NDArray[np.float64]:
         tasks = len(self.space.tasks)
@@ -43,6 +45,9 @@ class Synthetic:
                     scores[tasks[first]] -= losses[index, first, second]
                     scores[tasks[second]] -= losses[index, second, first]
         return Evaluation(scores, self.cost(grouping))
+
+    def prepare(self, groupings: Sequence[Grouping]) -> None:
+        self.prepared.append(len(groupings))
 
     def cost(self, grouping: Grouping) -> float:
         return sum(len(groups(partition)) for partition in grouping) / len(grouping)
@@ -90,6 +95,15 @@ def test_the_same_seed_gives_the_same_archive(changes: dict[str, Any]) -> None:
     assert run(settings)[0] == first
     assert str(np.random.get_state()) == before
     assert run(replace(settings, seed=1))[0].measured != first.measured
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 100])
+def test_preparing_several_at_once_changes_nothing(ahead: int) -> None:
+    evaluator = Synthetic(SPACE, ahead=ahead)
+    archive = run_search(SPACE, evaluator, grams(SPACE), SMALL, REFERENCE)
+    assert archive == run()[0]
+    assert sum(evaluator.prepared) == len(archive.measured)
+    assert max(evaluator.prepared) <= ahead
 
 
 @pytest.mark.parametrize("evaluations", [1, 5, 8, 9, 27])

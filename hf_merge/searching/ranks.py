@@ -1,0 +1,119 @@
+"""The processes of one search: rank 0 leads and writes, the others work for it; one process alone is rank 0 of one.
+
+Processes are joined by accelerate, over gloo on processors and over NCCL or gloo on accelerators. What goes between
+them are objects of our own, from our own processes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from hf_merge.errors import WorkerError
+
+
+DEADLINE_SECONDS = 1800.0  # how long one rank waits for another before it gives the run up
+START_SECONDS = 300.0
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a search as one of them sees them.
+
+    Attributes:
+        index: Which of them this is, from 0.
+        count: How many there are.
+        deadline_seconds: How long one waits for another.
+    """
+
+    index: int = 0
+    count: int = 1
+    deadline_seconds: float = DEADLINE_SECONDS
+
+    @classmethod
+    def join(
+        cls, deadline_seconds: float = DEADLINE_SECONDS, *, start_seconds: float = START_SECONDS, cpu: bool = True
+    ) -> "Ranks":
+        """Returns the ranks of this process's launcher (RANK, WORLD_SIZE and the like in the environment).
+
+        Args:
+            deadline_seconds: How long to wait for a rank before the run is given up.
+            start_seconds: How long to wait for all to come, at the least.
+            cpu: Whether to compute on processors.
+
+        Raises:
+            WorkerError: The others did not come in time.
+        """
+        patience = max(deadline_seconds, start_seconds)
+        try:
+            state = PartialState(cpu=cpu, timeout=timedelta(seconds=patience))
+        except RuntimeError as error:
+            raise WorkerError(
+                f"The ranks did not find each other within {patience:g} s: {_first_line(error)}. Check that all of "
+                "them were started, and MASTER_ADDR and MASTER_PORT."
+            ) from error
+        if state.num_processes > 1:
+            # The only way to wait longer for a start, imports and all, than for an answer.
+            _set_pg_timeout(timedelta(seconds=deadline_seconds))
+        return cls(state.process_index, state.num_processes, deadline_seconds)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.index == 0
+
+    def share(self, item: object) -> None:
+        """Sends an item from rank 0 to the others, each of which must be at `receive`.
+
+        Raises:
+            WorkerError: A rank died, or did not answer in time.
+        """
+        if self.count > 1:
+            self._together(lambda: broadcast_object_list([item], from_process=0))
+
+    def receive(self) -> Any:
+        """Returns what rank 0 shares.
+
+        Raises:
+            WorkerError: A rank died, or did not answer in time.
+        """
+        box: list[Any] = [None]
+        self._together(lambda: broadcast_object_list(box, from_process=0))
+        return box[0]
+
+    def gather(self, items: Sequence[_Item]) -> list[_Item]:
+        """Returns the items of all ranks on every rank, in the order of the ranks.
+
+        Raises:
+            WorkerError: A rank died, or did not answer in time.
+        """
+        if self.count == 1:
+            return list(items)
+        gathered: list[_Item] = self._together(lambda: gather_object(list(items)))
+        return gathered
+
+    def leave(self) -> None:
+        """Ends the connection; without it a rank may end with an error at its exit."""
+        if self.count > 1:
+            PartialState().destroy_process_group()
+            PartialState._reset_state()  # or the next search of this process would take itself for this rank
+
+    def _together(self, step: Callable[[], _Item]) -> _Item:
+        """Returns what a step of all ranks gives."""
+        try:
+            return step()
+        except RuntimeError as error:
+            raise WorkerError(
+                f"Rank {self.index} waited for the others in vain ({_first_line(error)}): one of them died, or did "
+                f"not answer within {self.deadline_seconds:g} s. What was evaluated is in the journal: continue with "
+                "--resume."
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,142 @@
+"""The ranks of a search started or joined: those that `--num-processes` asks for, or those of torchrun and accelerate.
+
+Started here, rank 0 is this very process, so that its exit code and its messages are the command's; the others run
+the same command and end with it.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_merge.errors import InputError, WorkerError
+from hf_merge.recipe import Recipe
+from hf_merge.searching.ranks import Ranks
+
+
+_LAST_WORDS_SECONDS = 5.0
+
+
+@contextmanager
+def joined_ranks(recipe: Recipe, out: Path, processes: int, deadline_seconds: float) -> Iterator[Ranks]:
+    """Yields the ranks of a search, started where this process is to start them, and parts from them at the end.
+
+    Args:
+        recipe: What is searched.
+        out: The run folder.
+        processes: How many processes on this machine; 1 for this one alone, or for those of a launcher.
+        deadline_seconds: How long one rank waits for another.
+
+    Raises:
+        InputError: The number of processes is impossible, or a launcher has started some already.
+        WorkerError: The ranks did not find each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes < 1:
+        raise InputError(f"--num-processes is {processes}; give at least 1.")
+    if processes > 1 and launched > 1:
+        raise InputError(
+            f"--num-processes {processes} under a launcher that has started {launched}: leave out one of the two."
+        )
+    if processes == 1 and launched == 1:
+        yield Ranks()
+    elif processes == 1:
+        with _joined(deadline_seconds) as ranks:
+            yield ranks
+    else:
+        with _started(recipe, out, processes), _joined(deadline_seconds) as ranks:
+            yield ranks
+
+
+@contextmanager
+def _joined(deadline_seconds: float) -> Iterator[Ranks]:
+    ranks = Ranks.join(deadline_seconds)
+    try:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+@contextmanager
+def _started(recipe: Recipe, out: Path, processes: int) -> Iterator[None]:
+    """Starts all ranks but the first, which this process becomes, and ends them."""
+    common = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+    }
+    with tempfile.TemporaryDirectory(prefix="hf-merge-") as scratch:
+        path = Path(scratch) / "recipe.yaml"
+        path.write_text(recipe.dump(), encoding="utf-8")
+        command = [sys.executable, "-m", "hf_merge", "search", str(path), "--out", str(out)]
+        workers = [_Worker(rank, command, common, Path(scratch)) for rank in range(1, processes)]
+        try:
+            with _environment(common | _place(0)):
+                yield
+        except WorkerError as error:
+            raise WorkerError(
+                " ".join([str(error), *filter(None, (worker.last_words() for worker in workers))])
+            ) from error
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+class _Worker:
+    """A rank other than the first, started here; what it says is kept, and told only if it ends badly."""
+
+    def __init__(self, rank: int, command: list[str], common: dict[str, str], scratch: Path) -> None:
+        self._rank, self._said = rank, scratch / f"rank-{rank}"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, **common, **_place(rank)}, stdout=subprocess.DEVNULL, stderr=said
+            )
+
+    def last_words(self) -> str:
+        """Returns how it ended and what it said last, nothing where it is still there."""
+        code = self._process.poll()
+        if code is None or code == 0:
+            return ""
+        if code < 0:
+            return f"Rank {self._rank} was killed by signal {-code}."
+        lines = self._said.read_text(errors="replace").strip().splitlines()
+        return f"Rank {self._rank} ended with exit code {code}" + (f": {lines[-1]}" if lines else ".")
+
+    def end(self) -> None:
+        """Waits for it if it is about to end by itself, and kills it if it is not."""
+        try:
+            self._process.wait(_LAST_WORDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _place(rank: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

@@ -1,0 +1,70 @@
+"""Ranks: one alone needs no one, several find each other and exchange objects, and nobody waits for ever."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_merge.searching.ranks import Ranks
+
+
+ROOT = Path(__file__).parents[2]
+MEETING = """
+from hf_merge.searching.ranks import Ranks
+ranks = Ranks.join(60.0)
+if ranks.leads:
+    ranks.share({"word": ("a", 1)})
+    word = {"word": ("a", 1)}
+else:
+    word = ranks.receive()
+print(ranks.index, ranks.count, word, ranks.gather([f"from {ranks.index}"] * (1 + ranks.index)), flush=True)
+ranks.leave()
+"""
+
+
+def started(script: str, port: int, rank: int, count: int = 2) -> "subprocess.Popen[str]":
+    place = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def test_one_alone_leads_and_hears_itself() -> None:
+    ranks = Ranks()
+    assert ranks.leads
+    ranks.share("word")
+    assert ranks.gather([1, 2]) == [1, 2]
+    ranks.leave()
+
+
+def test_what_rank_0_shares_all_receive_and_what_all_have_is_gathered_in_order(free_port: int) -> None:
+    processes = [started(MEETING, free_port, rank) for rank in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    for index, (out, errors) in enumerate(said):
+        expected = f"{index} 2 {{'word': ('a', 1)}} ['from 0', 'from 1', 'from 1']"
+        assert out.strip() == expected, errors
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_for_ever() -> None:
+    script = (
+        "from hf_merge.searching.ranks import Ranks\nfrom hf_merge.errors import WorkerError\n"
+        "try:\n    Ranks.join(2.0, start_seconds=2.0)\nexcept WorkerError as error:\n    print(error)\n"
+    )
+    out, errors = started(script, 1, 1).communicate(timeout=120)
+    assert "did not find each other within 2 s" in out, errors

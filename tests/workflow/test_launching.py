@@ -1,0 +1,154 @@
+"""A search in several processes: the same bytes whatever their number, and an end in time if one dies or hangs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_merge.errors import InputError, WorkerError
+from hf_merge.recipe import Recipe
+from hf_merge.searching.ranks import Ranks
+from hf_merge.workflow.launching import joined_ranks
+from hf_merge.workflow.search import search
+from tests.tiny_runs import ROUTER, SEARCH, TinyRun, write_recipe
+
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {**SEARCH, "evaluations": 24}
+DIES_WITHIN_SECONDS, DEADLINE_SECONDS = 30.0, 10.0
+
+
+def test_one_process_is_rank_0_of_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    with joined_ranks(tiny_run.recipe, tmp_path, 1, 60) as ranks:
+        assert ranks == Ranks(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("processes", "launched", "said"), [(0, "1", "at least 1"), (-3, "1", "at least 1"), (2, "4", "leave out one")]
+)
+def test_impossible_numbers_of_processes_are_refused(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, launched: str, said: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", launched)
+    with pytest.raises(InputError, match=said), joined_ranks(tiny_run.recipe, tmp_path, processes, 60):
+        pytest.fail("started all the same")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """Returns a recipe and the front that one process finds."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = write_recipe(folder / "recipe.yaml", tiny_run.family.recipe(search=SETTINGS, router=ROUTER))
+    search(Recipe.load(recipe), folder / "run", progress=False)
+    return recipe, (folder / "run" / "front.json").read_bytes()
+
+
+class Command:
+    """A search as its user starts it, in a process of its own."""
+
+    def __init__(self, recipe: Path, out: Path, *options: object) -> None:
+        words = ["search", recipe, "--out", out, "--deadline", DEADLINE_SECONDS, *options]
+        self.out = out
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hf_merge", *map(str, words)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for_lines(self, count: int) -> None:
+        """Returns when the journal holds so many lines, or the search has ended."""
+        journal = self.out / "journal.jsonl"
+        while self.process.poll() is None:
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= count:
+                return
+            time.sleep(0.01)
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        found = [int(child) for child in children.read_text().split()]
+        return [child for child in found if b"--out" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    def end(self, seconds: float) -> tuple[int, str]:
+        """Returns exit code and stderr."""
+        try:
+            _, said = self.process.communicate(timeout=seconds)
+        finally:
+            self.process.kill()
+        return self.process.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_front_is_the_same_bytes_for_any_number_of_processes(
+    alone: tuple[Path, bytes], tmp_path: Path, processes: int
+) -> None:
+    code, said = Command(alone[0], tmp_path / "run", "--num-processes", processes).end(300)
+    assert code == 0, said
+    assert (tmp_path / "run" / "front.json").read_bytes() == alone[1]
+
+
+@pytest.mark.slow
+def test_a_launcher_of_torch_is_joined(alone: tuple[Path, bytes], tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *words, "-m", "hf_merge", "search", str(alone[0]), "--out", str(tmp_path / "run"), "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "front.json").read_bytes() == alone[1]
+    assert done.stdout.count('"hypervolume":') == 1 + done.stdout.count('"evaluations":')
+
+
+def finish(alone: tuple[Path, bytes], out: Path) -> bytes:
+    """Returns the front of a run that is continued by one process."""
+    search(Recipe.load(alone[0]), out, resume=(out / "recipe.yaml").exists(), progress=False)
+    return (out / "front.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [0, 1, 4, 11, 20])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_and_loses_nothing(
+    alone: tuple[Path, bytes], tmp_path: Path, rank: int, lines: int
+) -> None:
+    command = Command(alone[0], tmp_path / "run", "--num-processes", 2)
+    command.wait_for_lines(lines)
+    while not command.workers() and command.process.poll() is None:
+        time.sleep(0.01)
+    (worker,) = command.workers()
+    os.kill(command.process.pid if rank == 0 else worker, signal.SIGKILL)
+    start = time.monotonic()
+    code, said = command.end(DIES_WITHIN_SECONDS)
+    while Path(f"/proc/{worker}").exists() and b"hf_merge" in Path(f"/proc/{worker}/cmdline").read_bytes():
+        assert time.monotonic() - start < DIES_WITHIN_SECONDS, "the other rank lives on"
+        time.sleep(0.05)
+    if rank == 0:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == WorkerError.exit_code, said
+        assert "--resume" in said and "Rank 1 was killed by signal 9" in said
+    assert finish(alone, tmp_path / "run") == alone[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [2, 8, 16])
+def test_a_rank_that_hangs_ends_the_run_at_the_deadline(alone: tuple[Path, bytes], tmp_path: Path, lines: int) -> None:
+    command = Command(alone[0], tmp_path / "run", "--num-processes", 2)
+    command.wait_for_lines(lines)
+    (worker,) = command.workers()
+    os.kill(worker, signal.SIGSTOP)
+    code, said = command.end(DEADLINE_SECONDS + DIES_WITHIN_SECONDS)
+    assert code == WorkerError.exit_code, said
+    assert f"within {DEADLINE_SECONDS:g} s" in said
+    assert not Path(f"/proc/{worker}").exists()
+    assert finish(alone, tmp_path / "run") == alone[1]
