@@ -158,8 +158,10 @@ class Member:
         if name not in self._checked:
             difference = member_files.find_difference(path, self.chain_map.files[name])
             if difference is not None:
+                # The client takes what lies in its cache for whole, so that fetching alone would bring it back.
+                remedy = f"Delete {path.resolve()} and fetch it" if path.is_symlink() else "Fetch or build it"
                 raise DigestMismatch(
-                    f"{self.source}: {name} {difference}: it is damaged or was exchanged. Fetch or build it again."
+                    f"{self.source}: {name} {difference}: it is damaged or was exchanged. {remedy} again."
                 )
             self._checked.add(name)
         return path
@@ -182,7 +184,10 @@ class Member:
             codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
         except RecipeError as error:
             raise MalformedChainMap(f"{self.source}: expert '{entry.id}': {error} Update hf-merge?") from error
-        return decode_expert(codec, names, self._read(entry, entry.id, names))
+        decoded: dict[str, Tensor] = {}
+        for name, stored in self._stored(entry, entry.id, names):
+            decoded |= decode_expert(codec, (name,), stored)
+        return decoded
 
     def head(self, task: str) -> dict[str, Tensor]:
         """Returns a task's head, float32, by the names of its own checkpoint.
@@ -192,10 +197,12 @@ class Member:
             MalformedChainMap: The shard does not hold the head that the map describes.
         """
         entry = self.chain_map.heads[task]
-        stored = self._read(entry, _head_prefix(task), entry.tensors)
-        if stored.keys() != set(entry.tensors):
+        head: dict[str, Tensor] = {}
+        for _, stored in self._stored(entry, _head_prefix(task), entry.tensors):
+            head |= stored
+        if head.keys() != set(entry.tensors):
             raise MalformedChainMap(f"{self.source}: the head of '{task}' is quantised; heads are stored in full.")
-        return stored
+        return head
 
     def router(self) -> dict[str, Tensor] | None:
         """Returns the tensors of the router, or None where the member has none or its tasks need none.
@@ -208,21 +215,27 @@ class Member:
         with SafetensorsFile(self.check(ROUTER_FILE)) as file:
             return {name: file.read(name) for name in file.specs}
 
-    def _read(self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str]) -> dict[str, Tensor]:
-        """Returns the stored tensors `<prefix>/<name>` with their companions, each of them sound."""
-        stored: dict[str, Tensor] = {}
+    def _stored(
+        self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str]
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yields each name with its stored tensor `<prefix>/<name>` and companions, sound, one after the other.
+
+        Whoever decodes each before the next is read finds it in the processor's cache, and its memory is used again.
+        """
+        held = 0
         with SafetensorsFile(self.check(entry.file)) as file:
             for name in names:
                 parts = [part for part in stored_names(name) if f"{prefix}/{part}" in file.specs]
-                stored |= {part: file.read(f"{prefix}/{part}") for part in parts}
+                stored = {part: file.read(f"{prefix}/{part}") for part in parts}
                 fault = find_fault(name, stored)
                 if fault is not None:
                     raise MalformedChainMap(f"{file.path}: the tensor '{prefix}/{name}' {fault}.")
-        if _bytes_of(stored) != entry.bytes:
+                held += _bytes_of(stored)
+                yield name, stored
+        if held != entry.bytes:
             raise MalformedChainMap(
-                f"{self.source}: '{prefix}' takes {_bytes_of(stored)} bytes where {MAP_FILE} promises {entry.bytes}."
+                f"{self.source}: '{prefix}' takes {held} bytes where {MAP_FILE} promises {entry.bytes}."
             )
-        return stored
 
 
 def _whole_member(folder: Path, content: MemberContent) -> ChainMap | None:

@@ -50,8 +50,8 @@ def check_hub_id(name: str) -> None:
     """
     if not _HUB_ID.fullmatch(name):
         raise InputError(
-            f"{quote(redact(name))} cannot be a repo on the Hub. Give `name` or `org/name`: letters, digits, '-', '_' and "
-            "'.', none of '-' and '.' first, last or twice in a row, and no '.git' at the end."
+            f"{quote(redact(name))} cannot be a repo on the Hub. Give `name` or `org/name`: letters, digits, '-', '_' "
+            "and '.', none of '-' and '.' first, last or twice in a row, and no '.git' at the end."
         )
 
 

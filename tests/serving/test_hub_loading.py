@@ -322,6 +322,17 @@ def test_files_that_are_not_those_of_the_map_are_refused(
         visitor.open()
 
 
+def test_a_file_that_was_damaged_in_the_cache_is_said_to_be_and_can_be_fetched_again(
+    visitor: Visitor, points: list[FrontPoint]
+) -> None:
+    path = visitor.open().folder / "config.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(DigestMismatch, match=rf"config\.json has .*Delete {path.resolve()} and fetch it again\."):
+        visitor.open()
+    path.resolve().unlink()
+    assert visitor.open().folder == path.parent
+
+
 def test_a_front_that_names_no_repo_says_how_to_publish(hub: HubServer, visitor: Visitor, family: Family) -> None:
     hub.publish(FAMILY, {"front.json": (family[0] / "front.json").read_bytes()})
     with pytest.raises(CheckpointDamaged, match=rf"names no member repo.*hf-merge push RUN {FAMILY}"):

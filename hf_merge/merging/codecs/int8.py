@@ -77,7 +77,7 @@ def decode(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     if stored.device.type != "cpu":
         trailing = (1,) * (stored.ndim - 1) if scale.ndim else ()
         return stored.to(torch.float32).sub_(zero_point.view(-1, *trailing)).mul_(scale.view(-1, *trailing))
-    weight = torch.empty(stored.shape, dtype=torch.float32)
+    weight = torch.from_numpy(np.empty(stored.shape, dtype=np.float32))  # numpy asks for huge pages, torch does not
     for part, q, s, zero in _blocks(weight, stored, scale, zero_point):
         np.copyto(part, q)
         part -= zero
