@@ -3,8 +3,9 @@
 Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -54,24 +55,42 @@ class Assembler:
         self.pad_token_id: int | None = None
 
     def recombiner(self) -> Recombiner:
-        """Returns the tasks' models with heads set and every expert decoded once, shared by reference.
+        """Returns the tasks' models, each put together when it is first asked for.
+
+        Raises:
+            MalformedChainMap: Not here, but when a model is asked for: a shard does not hold what the map describes.
+            ModelMismatch: Likewise: a tensor has no place in the model or another shape, or one is lacking.
+        """
+        member = self._member
+        chains = [member.chain_map.chains[task] for task in member.tasks]
+        return Recombiner(_TaskModels(self), chains, max(head.num_labels for head in self.heads.values()))
+
+    def task_model(self, task: str, decoded: dict[str, dict[str, Tensor]]) -> TaskModel:
+        """Returns a task's model, head and backbone set.
+
+        Args:
+            task: The task.
+            decoded: Experts decoded so far, by id; those of this task's chain are added.
 
         Raises:
             MalformedChainMap: A shard does not hold what the map describes.
             ModelMismatch: A tensor has no place in the model or another shape, or one is lacking.
         """
-        member = self._member
-        decoded = {entry.id: self._placed(member.expert(entry)) for entry in member.experts}
-        models = []
-        for task in member.tasks:
-            model = self.skeleton(task)
-            model.set_head(self._placed(member.head(task)))
-            for identifier in member.chain_map.chains[task]:
-                model.set_backbone(decoded[identifier], self._trunk)
-            model.require_complete()
-            model.move_buffers(self._device)
-            models.append(model)
-        return Recombiner(models, [member.chain_map.chains[task] for task in member.tasks])
+        member, model = self._member, self.skeleton(task)
+        model.set_head(self._placed(member.head(task)))
+        entries = {entry.id: entry for entry in member.experts}
+        for identifier in member.chain_map.chains[task]:
+            if identifier not in decoded:
+                decoded[identifier] = self._placed(member.expert(entries[identifier]))
+            model.set_backbone(decoded[identifier], self._trunk)
+        model.require_complete()
+        model.move_buffers(self._device)
+        return model
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in the order of the models."""
+        return self._member.tasks
 
     def skeleton(self, task: str) -> TaskModel:
         """Returns a task's model without weights.
@@ -101,6 +120,37 @@ class Assembler:
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+
+
+class _TaskModels(Sequence[TaskModel]):
+    """The models of the tasks in their order, put together one by one as they are asked for; experts are shared.
+
+    What nobody asks of a task takes no time and no memory. Threads may ask at once.
+    """
+
+    def __init__(self, assembler: Assembler) -> None:
+        self._assembler = assembler
+        self._models: dict[int, TaskModel] = {}
+        self._decoded: dict[str, dict[str, Tensor]] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._assembler.tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskModel: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TaskModel]: ...
+    def __getitem__(self, index: int | slice) -> TaskModel | Sequence[TaskModel]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        # Whoever asks may be in inference mode; weights made there could never be trained after `materialize`.
+        with self._lock, torch.inference_mode(False):
+            if index not in self._models:
+                self._models[index] = self._assembler.task_model(self._assembler.tasks[index], self._decoded)
+            return self._models[index]
 
 
 def _read_config(member: Member) -> dict[str, Any]:

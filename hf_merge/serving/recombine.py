@@ -22,19 +22,16 @@ class Recombiner:
     """The tasks' models, and which of them share a backbone. Threads may share a recombiner; they take turns.
 
     Attributes:
-        models: One model per task, in task order, backbone and head set.
+        models: One model per task, in task order, backbone and head set; only those that are needed are asked for.
         runs: How often a backbone was run.
     """
 
-    def __init__(self, models: Sequence[TaskModel], chains: Sequence[tuple[str, ...]]) -> None:
-        """Takes the models and the chain (expert ids) of each task."""
-        self.models = tuple(models)
+    def __init__(self, models: Sequence[TaskModel], chains: Sequence[tuple[str, ...]], width: int) -> None:
+        """Takes the models, the chain (expert ids) of each task, and the labels of the widest head."""
+        self.models = models
         self.runs = 0
         self._lock = Lock()
-        self._groups = [
-            (chain, None if model.backbone_module() is not None else task)
-            for task, (model, chain) in enumerate(zip(models, chains, strict=True))
-        ]
+        self._chains, self._width = tuple(chains), width
 
     def logits(self, inputs: Mapping[str, Tensor], tasks: Tensor) -> Tensor:
         """Returns the logits [batch, widest head], padded with -inf, in the rows' order.
@@ -50,8 +47,7 @@ class Recombiner:
             raise InputError("The batch is empty: give at least one row.")
         with self._lock:  # a shared run puts something else in a backbone's place for a moment
             parts = list(self._parts(inputs, tasks))
-        width = max(model.num_labels for model in self.models)
-        answers = parts[0][1].new_full((len(tasks), width), -torch.inf)
+        answers = parts[0][1].new_full((len(tasks), self._width), -torch.inf)
         for rows, logits in parts:
             answers[rows, : logits.shape[1]] = logits
         return answers
@@ -59,14 +55,19 @@ class Recombiner:
     def _parts(self, inputs: Mapping[str, Tensor], tasks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields row numbers and their logits, chain by chain."""
         chosen = sorted(set(tasks.tolist()))
-        for group in dict.fromkeys(self._groups[task] for task in chosen):
-            together = [task for task in chosen if self._groups[task] == group]
+        groups = {task: self._group(task) for task in chosen}
+        for group in dict.fromkeys(groups.values()):
+            together = [task for task in chosen if groups[task] == group]
             rows = torch.isin(tasks, torch.tensor(together)).nonzero().squeeze(1)
             self.runs += 1
             if len(together) == 1:
                 yield rows, self.models[together[0]].logits(_select(inputs, rows))
             else:
                 yield from self._shared(together, _select(inputs, rows), tasks[rows], rows)
+
+    def _group(self, task: int) -> tuple[tuple[str, ...], int | None]:
+        """Returns what tasks have in common that run together: the chain, if head and backbone can be told apart."""
+        return self._chains[task], None if self.models[task].backbone_module() is not None else task
 
     def _shared(
         self, together: Sequence[int], inputs: Mapping[str, Tensor], tasks: Tensor, rows: Tensor

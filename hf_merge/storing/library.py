@@ -140,7 +140,7 @@ class Member:
         self.chain_map: ChainMap = member_files.read_map(folder, self.source, map_sha256)
         self.tasks = member_files.choose_tasks(self.chain_map, tasks)
         self.files = member_files.needed_files(self.chain_map, self.tasks)
-        self._checked: set[str] = set()
+        self._checked: dict[str, tuple[int, int, int]] = {}
 
     @property
     def experts(self) -> tuple[ExpertEntry, ...]:
@@ -149,13 +149,16 @@ class Member:
         return tuple(entry for entry in self.chain_map.experts if entry.id in used)
 
     def check(self, name: str) -> Path:
-        """Returns the path of a file of the member, after its length and digest were compared with the map, once.
+        """Returns the path of a file of the member, after its length and digest were compared with the map.
+
+        They are compared once, and again if the file was written over since.
 
         Raises:
             DigestMismatch: The file is missing or not the one that the map was written for.
         """
         path = self.folder / name
-        if name not in self._checked:
+        state = member_files.state_of(path)
+        if state is None or self._checked.get(name) != state:
             difference = member_files.find_difference(path, self.chain_map.files[name])
             if difference is not None:
                 # The client takes what lies in its cache for whole, so that fetching alone would bring it back.
@@ -163,7 +166,8 @@ class Member:
                 raise DigestMismatch(
                     f"{self.source}: {name} {difference}: it is damaged or was exchanged. {remedy} again."
                 )
-            self._checked.add(name)
+            if state is not None:
+                self._checked[name] = state
         return path
 
     def check_all(self) -> None:

@@ -195,6 +195,15 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256_of(path), path.stat().st_size)
 
 
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """Returns what changes when a file is written over: its place, its length and its time; None where it is not."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def find_difference(path: Path, entry: FileEntry) -> str | None:
     """Returns how a file differs from what the map promises (the end of a sentence), or None where it does not.
 

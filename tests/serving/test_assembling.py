@@ -21,15 +21,36 @@ def member(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.Te
     return folder
 
 
-def test_only_what_the_tasks_need_is_decoded(member: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_decoded_when_it_is_first_asked_for_and_experts_once(
+    member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[str] = []
     expert = Member.expert
     monkeypatch.setattr(Member, "expert", lambda self, entry: decoded.append(entry.id) or expert(self, entry))  # type: ignore[func-returns-value]
+    opened = Member(member)
+    models = Assembler(opened, torch.device("cpu"), torch.float32).recombiner().models
+    assert len(models) == len(opened.tasks) and not decoded
+    place = opened.tasks.index("colours")
+    assert models[place] is models[place]
+    assert sorted(decoded) == sorted(opened.chain_map.chains["colours"])
+    assert len(models[:]) == len(opened.tasks)
+    assert sorted(decoded) == sorted(entry.id for entry in opened.chain_map.experts)
+    with pytest.raises(IndexError):
+        models[len(models)]
+
+
+def test_of_some_tasks_there_are_only_those_models_and_one_needs_no_router(member: Path) -> None:
     parts = Assembler(Member(member, ["colours"]), torch.device("cpu"), torch.float32)
     assert parts.heads.keys() == {"colours"}
     assert len(parts.recombiner().models) == 1
-    assert sorted(decoded) == sorted(Member(member).chain_map.chains["colours"])
     assert parts.router() is None
+
+
+def test_weights_that_were_first_asked_for_in_inference_mode_can_still_be_trained(member: Path) -> None:
+    models = Assembler(Member(member), torch.device("cpu"), torch.float32).recombiner().models
+    with torch.inference_mode():
+        model = models[0]
+    assert not any(tensor.is_inference() for tensor in model.tensors().values())
 
 
 def test_a_skeleton_has_the_head_of_its_task_and_no_weights(member: Path) -> None:

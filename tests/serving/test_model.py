@@ -467,8 +467,19 @@ def test_tensors_of_another_shape_are_refused_before_they_run(damaged: Path) -> 
     tensors[name] = tensors[name].reshape(16, 64)
     save_file(tensors, shard)
     rewrite(damaged, shard.name, shard.read_bytes())
+    model = MergeModel.from_pretrained(damaged)
     with pytest.raises(ModelMismatch, match=r"has shape \[16, 64\]"):
-        MergeModel.from_pretrained(damaged)
+        for task in model.tasks:
+            model.predict(["a cat"], task=task)
+
+
+def test_a_file_that_is_written_over_between_loading_and_first_use_is_refused(damaged: Path) -> None:
+    model = MergeModel.from_pretrained(damaged)
+    for shard in damaged.glob("experts-*"):
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DigestMismatch, match="experts-"):
+        for task in model.tasks:
+            model.predict(["a cat"], task=task)
 
 
 def test_a_router_of_other_tasks_is_refused(damaged: Path) -> None:

@@ -23,7 +23,7 @@ def recombiner(family: TinyFamily, chains: str) -> Recombiner:
         tasks = list(family.tasks)
         weights = {letter: backbone_of(aligned, tasks[chains.index(letter)]) for letter in dict.fromkeys(chains)}
         models = [_model(family, aligned, task, weights[letter]) for task, letter in zip(tasks, chains, strict=True)]
-    return Recombiner(models, [(letter, "shared") for letter in chains])
+    return Recombiner(models, [(letter, "shared") for letter in chains], max(model.num_labels for model in models))
 
 
 def _model(family: TinyFamily, aligned: Family, task: str, backbone: dict[str, Tensor]) -> TaskModel:
@@ -100,7 +100,7 @@ def test_heads_inside_the_backbone_run_by_themselves(tiny_family: Callable[[str]
             model.set_head(head_of(aligned, task) | {f"bert.{name}": value for name, value in poolers.items()})
             model.set_backbone(shared, aligned.base.trunk)
             models.append(model)
-    recombined = Recombiner(models, [("a",)] * 3)
+    recombined = Recombiner(models, [("a",)] * 3, max(model.num_labels for model in models))
     batch = batch_of("bert")
     assert torch.allclose(recombined.logits(batch, MIXED), one_by_one(recombined, batch, MIXED), atol=1e-5)
     assert recombined.runs == 3
