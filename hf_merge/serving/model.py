@@ -38,8 +38,8 @@ _BATCH_SIZE = 32
 class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merge"]):
     """A merged model: routes inputs to tasks, runs each task's chain of experts, and answers with the task's head.
 
-    Every file is compared with its digest when the model is loaded; a task's experts are decoded when the task is first
-    used, so that a model of many tasks answers soon. Threads may share a model.
+    Every file is compared with its digest when the model is loaded; a task's experts are decoded when the task is
+    first used, so that a model of many tasks answers soon. Threads may share a model.
 
     Attributes:
         tasks: The names of the tasks that were loaded, in the order of `task_ids`.
