@@ -3,7 +3,9 @@
 Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, overload
 
@@ -23,6 +25,9 @@ from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.strict_json import read_json
 
 
+_HASHERS = 2
+
+
 class Assembler:
     """Puts together what the tasks of a member need.
 
@@ -33,7 +38,7 @@ class Assembler:
     """
 
     def __init__(self, member: Member, device: torch.device, dtype: torch.dtype) -> None:
-        """Checks every file that the member's tasks need, and reads the configuration.
+        """Checks the small files that the tasks need and reads the configuration; `checking` checks the large ones.
 
         Raises:
             DigestMismatch: A file is missing or not the one that the map was written for.
@@ -43,8 +48,10 @@ class Assembler:
         chain_map = member.chain_map
         if not chain_map.heads:
             raise MalformedChainMap(f"{member.source}: no task has a head, and this release serves classifiers only.")
-        member.check_all()
         self._member, self._device, self._dtype = member, device, dtype
+        for name in member.files:
+            if not _holds_weights(name):
+                member.check(name)
         self._config = _read_config(member)
         self._trunk = trunk_of([name for component in chain_map.components for name in component.tensors])
         self.kind: Kind = "image" if chain_map.model.type == "image" else "text"
@@ -53,6 +60,19 @@ class Assembler:
             task: Head(entry.num_labels, entry.labels, entry.problem_type) for task, entry in entries.items()
         }
         self.pad_token_id: int | None = None
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Checks the files of weights while the block runs, which must not use them; hashing lets other threads run.
+
+        Raises:
+            DigestMismatch: A file is missing or not the one that the map was written for.
+        """
+        with ThreadPoolExecutor(_HASHERS) as pool:
+            checks = [pool.submit(self._member.check, name) for name in self._member.files if _holds_weights(name)]
+            yield
+            for check in checks:
+                check.result()
 
     def recombiner(self) -> Recombiner:
         """Returns the tasks' models, each put together when it is first asked for.
@@ -151,6 +171,10 @@ class _TaskModels(Sequence[TaskModel]):
             if index not in self._models:
                 self._models[index] = self._assembler.task_model(self._assembler.tasks[index], self._decoded)
             return self._models[index]
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def _read_config(member: Member) -> dict[str, Any]:

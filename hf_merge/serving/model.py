@@ -58,7 +58,8 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         self.device = torch.device(device or "cpu")
         self.dtype = dtype or _DTYPES[self.chain_map.dtype]
         self._parts = Assembler(member, self.device, self.dtype)
-        self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
+        with self._parts.checking():
+            self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
         self._parts.pad_token_id = self._reader.pad_token_id
         self._recombiner = self._parts.recombiner()
         self._routing = self._parts.router()
