@@ -39,7 +39,7 @@ Repo = Annotated[
     str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
-_INTERRUPTED = 130
+_INTERRUPTED, _INTERRUPTION = 130, "Interrupted. The same command again goes on from here; a search with --resume."
 
 
 def _command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -53,7 +53,7 @@ def _command(function: Callable[Parameters, None]) -> Callable[Parameters, None]
         except HfMergeError as error:
             _fail(error, error.exit_code, bool(kwargs.get("debug")))
         except KeyboardInterrupt as error:
-            _fail(error, _INTERRUPTED, bool(kwargs.get("debug")), "Interrupted; a search continues with --resume.")
+            _fail(error, _INTERRUPTED, bool(kwargs.get("debug")), _INTERRUPTION)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None

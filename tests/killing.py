@@ -63,6 +63,24 @@ def kill_at(
     return code != 0
 
 
+def kill_after(seconds: float, function: Callable[..., object], *args: Any) -> bool:
+    """Runs `function(*args)` in a forked process for so long; returns whether it was killed, False if it had ended.
+
+    Raises:
+        RuntimeError: It failed by itself.
+    """
+    process = _FORKS.Process(target=_work, args=(function, args))
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    code = process.exitcode
+    process.close()
+    if code not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"{function.__name__} failed by itself: exit code {code}")
+    return code != 0
+
+
 def _work(function: Callable[..., object], args: tuple[Any, ...]) -> None:
     constants.HF_HUB_OFFLINE = False
     constants.HF_HUB_DISABLE_XET = True

@@ -425,7 +425,7 @@ def test_debug_shows_the_traceback() -> None:
 def test_an_interrupt_is_one_line_and_exit_130() -> None:
     found = python(DEMO.format("raise KeyboardInterrupt"), "demo")
     assert (found.returncode, found.stdout) == (130, "")
-    assert found.stderr == "Error: Interrupted; a search continues with --resume.\n"
+    assert found.stderr == "Error: Interrupted. The same command again goes on from here; a search with --resume.\n"
 
 
 def test_an_interrupted_search_goes_on_with_resume(

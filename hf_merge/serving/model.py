@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from hf_merge.errors import DigestMismatch, InputError, nearest
+from hf_merge.errors import DigestMismatch, HubError, InputError, nearest
 from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import MergeOutput, Prediction
@@ -19,7 +19,7 @@ from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
 from hf_merge.serving.selection import open_member
 from hf_merge.storing import hub
-from hf_merge.storing.chains import dump
+from hf_merge.storing.chains import dump, parse
 from hf_merge.storing.copying import copy_member, whole_files
 from hf_merge.storing.library import MAP_FILE, Member
 
@@ -258,9 +258,15 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             DigestMismatch: A file of the member was damaged since it was loaded.
             HubError: The Hub refuses it or cannot be reached, nobody is logged in, or the repo holds something else.
         """
+        access, files = hub.Access(token), whole_files(self._reopened())
+        held = hub.read_file(hub.full_name(repo_id, access), MAP_FILE, branch, access=access)
+        if held is not None and (other := parse(held).id) != self.chain_map.id:
+            raise HubError(
+                f"'{repo_id}' holds {other}, not {self.chain_map.id}; nothing was sent. Push to another name."
+            )
         pushed = hub.push_files(
             repo_id,
-            {**whole_files(self._reopened()), MAP_FILE: dump(self.chain_map)},
+            {**files, MAP_FILE: dump(self.chain_map)},
             message=commit_message or f"Push {self.chain_map.id} with hf-merge",
             tag=None if create_pr else self.chain_map.id,
             private=private,
@@ -268,7 +274,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             create_pr=create_pr,
             owned=hub.MEMBER_FILES,
             marker=MAP_FILE,
-            access=hub.Access(token),
+            access=access,
         )
         return pushed.url
 

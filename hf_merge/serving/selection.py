@@ -194,6 +194,10 @@ def _nothing_offered(place: _Place) -> CheckpointDamaged | RunFolderError:
 def _no_member(place: _Place) -> CheckpointDamaged | PickleRefused:
     """Returns the error for what hf-merge did not write: what it is, and what loads it."""
     names = place.listing()
+    if place.repo is not None and not any(name for name in names if not name.startswith(".")):
+        return CheckpointDamaged(
+            f"{place.name} is empty: its push has not ended. Who pushed it runs the same hf-merge push again."
+        )
     text = (
         f"{place.name} holds neither {MAP_FILE} nor {FRONT_FILE}, so hf-merge did not write it.{_other_loader(place)}"
     )

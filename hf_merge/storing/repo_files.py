@@ -41,8 +41,14 @@ def check_weights(names: Sequence[str], where: str) -> None:
 
     Raises:
         PickleRefused: Its weights are in files that can run code.
-        CheckpointDamaged: It holds no weights.
+        CheckpointDamaged: It holds no weights, or those of a merged model.
     """
+    merged = next((name for name in ("chains.json", "front.json") if name in names), None)
+    if merged is not None:
+        raise CheckpointDamaged(
+            f"{where} holds {merged}: it is a merged model of ours, and no checkpoint. Take one of its tasks out "
+            "first: MergeModel.from_pretrained(...).materialize(task).save_pretrained(folder)."
+        )
     if matching(names, ("*.safetensors",)):
         return
     pickles = [quote(name) for name in matching(names, PICKLE_FILES)]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hf_merge.errors import HubError, InputError
+from hf_merge.errors import DatasetError, HubError, InputError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import predictions
 from hf_merge.searching.metrics import score
@@ -76,7 +76,12 @@ def evaluate(
     _require_described(member.chain_map, described)
     model = MergeModel(member)
     metrics = {task.name: task.metric for task in described.tasks}
-    rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
+    try:
+        rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
+    except DatasetError as error:
+        if recipe is not None:
+            raise
+        raise DatasetError(f"{error} That is the family's own recipe: name one of yours with --recipe.") from error
     oracle, routed, accuracy = {}, {}, {}
     for index, task in enumerate(tqdm(model.tasks, desc="eval", unit="task", disable=not progress)):
         known, free, own = _answers(model, index, rows[task], described.search.batch_size)

@@ -35,9 +35,9 @@ def published_recipe(recipe: Recipe) -> str:
 
     Where a machine keeps its files is nobody's business, and of no use elsewhere.
     """
-    base = recipe.base.model_copy(update={"model": shown(recipe.base.model, recipe.base.revision)})
+    base = recipe.base.model_copy(update={"model": _told(recipe.base.model, recipe.base.revision)})
     tasks = tuple(
-        task.model_copy(update={"model": shown(task.model, task.revision), "data": _shown_data(task.data)})
+        task.model_copy(update={"model": _told(task.model, task.revision), "data": _shown_data(task.data)})
         for task in recipe.tasks
     )
     told = recipe.model_copy(update={"base": base, "tasks": tasks})
@@ -47,6 +47,11 @@ def published_recipe(recipe: Recipe) -> str:
 def shown(source: str, revision: str | None) -> str:
     """Returns how a source is called in what is published: a Hub id as it is, a local folder by its name."""
     return source if revision is not None else Path(source).name
+
+
+def _told(source: str, revision: str | None) -> str:
+    """Returns how a recipe that is published calls a source: of a local folder what no one takes for a Hub id."""
+    return source if revision is not None else f"./{shown(source, revision)}"
 
 
 def _source(name: str, revision: str | None, access: hub.Access) -> Source:
@@ -84,5 +89,5 @@ def _shown_data(data: DataSpec) -> DataSpec:
     if _is_on_the_hub(data):
         return data
     files = {split: "/".join(Path(file).parts[-2:]).lstrip("/") for split, file in (data.data_files or {}).items()}
-    path = Path(data.path).name if data.data_files is None else data.path
+    path = f"./{Path(data.path).name}" if data.data_files is None else data.path
     return data.model_copy(update={"path": path, "data_files": files or None})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_merge.errors import HubError, InputError, UntrustedContentError
+from hf_merge.errors import HubError, InputError, RunFolderError, UntrustedContentError
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub, results
 from hf_merge.storing.card import family_card, member_card
@@ -44,12 +44,16 @@ class Publication:
         family: The family repo.
         members: Every member's repo, by configuration.
         collection: The slug of the collection that groups them, or None where there is none.
+        revision: What to load the family by: None for its default branch, else a branch, or a pull request's commit.
+        create_pr: Whether pull requests were opened.
         dry_run: Whether nothing was sent.
     """
 
     family: hub.Pushed
     members: Mapping[str, hub.Pushed]
     collection: str | None
+    revision: str | None
+    create_pr: bool
     dry_run: bool
 
 
@@ -108,7 +112,7 @@ def push(
     front, recipe = read_run(run)
     chosen = _choose(front, configs, max_configs, everything)
     family = hub.full_name(repo, access)
-    _build_missing(run, chosen, progress, access)
+    _build_missing(run, chosen, dry_run, progress, access)
     with FolderLock(run):
         told = replace(front, base=shown(front.base, front.revision))
         report, origin = _report_of(run, front), read_origin(recipe, access)
@@ -130,11 +134,17 @@ def member_repos(family: str, front: Front) -> dict[str, str]:
 def _choose(front: Front, configs: Sequence[str], max_configs: int | None, everything: bool) -> list[FrontPoint]:
     if sum((bool(configs), max_configs is not None, everything)) > 1:
         raise InputError("Give only one of --config, --max-configs and --all.")
-    return choose_points(front, configs, None if everything else max_configs or (None if configs else SENSIBLE))
+    usual = None if everything or configs else SENSIBLE
+    return choose_points(front, configs, usual if max_configs is None else max_configs)
 
 
-def _build_missing(run: Path, chosen: Sequence[FrontPoint], progress: bool, access: hub.Access) -> None:
+def _build_missing(run: Path, chosen: Sequence[FrontPoint], dry_run: bool, progress: bool, access: hub.Access) -> None:
     missing = [point.id for point in chosen if not (run / MEMBERS_FOLDER / point.id / MAP_FILE).is_file()]
+    if missing and dry_run:
+        raise RunFolderError(
+            f"{missing[0]} is not built yet, so nobody knows its bytes. Build first: hf-merge build {run}, with the "
+            "same --config or --max-configs."
+        )
     if missing:
         build(run, configs=missing, progress=progress, access=access)
 
@@ -159,7 +169,9 @@ def _push(state: _Push, chosen: Sequence[FrontPoint], progress: bool) -> Publica
             members[point.id] = _push_member(state, point)
     published = {**earlier, **{point.id: _publish(state, point, members[point.id]) for point in chosen}}
     collection = _collect(state, published)
-    return Publication(_push_family(state, published, collection), members, collection, state.dry_run)
+    pushed = _push_family(state, published, collection)
+    revision = pushed.revision if state.create_pr else state.branch
+    return Publication(pushed, members, collection, revision, state.create_pr, state.dry_run)
 
 
 def _push_member(state: _Push, point: FrontPoint) -> hub.Pushed:

@@ -155,14 +155,20 @@ def publication_table(done: Publication) -> str:
     lines = [table, "", f"{total:,} bytes {head} to {len(pushed)} repos"]
     if done.collection is not None:
         lines.append(f"collection: {done.collection}")
+    if done.create_pr and not done.dry_run:
+        lines += ["pull requests, to be merged in this order:", *(f"  {item.url}" for _, item in pushed)]
     if not done.dry_run:
-        lines.append(f"load it: MergeModel.from_pretrained({done.family.repo!r}, budget=0.5)")
+        at = "" if done.revision is None else f", revision={done.revision!r}"
+        lines.append(f"load it: MergeModel.from_pretrained({done.family.repo!r}, budget=0.5{at})")
     return "\n".join(lines)
 
 
 def publication_json(done: Publication) -> dict[str, Any]:
-    """Returns what a push did, or would do, as one JSON document."""
-    return asdict(done)
+    """Returns what a push did, or would do, as one JSON document; a commit that a dry run did not make is null."""
+    document = asdict(done)
+    for pushed in (document["family"], *document["members"].values()):
+        pushed["revision"] = pushed["revision"] or None
+    return document
 
 
 def _router_line(accuracy: Mapping[str, float]) -> str:

@@ -144,6 +144,23 @@ def test_a_model_from_the_hub_is_saved_and_pushed_whole(
     assert visitor.open("alice/copied", token="hf_alice").chain_map == model.chain_map
 
 
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata")
+def test_another_configurations_repo_is_not_pushed_over(
+    hub: HubServer, visitor: Visitor, points: list[FrontPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(hub, monkeypatch)
+    model = MergeModel(visitor.open())
+    taken = member_repo(points[0])
+    with pytest.raises(HubError, match=rf"'{taken}' holds {points[0].id}, not {points[-1].id}"):
+        model.push_to_hub(taken, token="hf_alice")
+
+
+def test_a_family_whose_first_push_has_not_ended_says_so(hub: HubServer, visitor: Visitor) -> None:
+    hub.publish("alice/begun", {".gitattributes": b""})
+    with pytest.raises(CheckpointDamaged, match=r"'alice/begun' at .* is empty: its push has not ended"):
+        visitor.open("alice/begun")
+
+
 # One commit, and nothing else
 
 

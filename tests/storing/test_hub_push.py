@@ -295,7 +295,7 @@ def test_a_repo_of_the_other_visibility_is_left_alone(
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_repo_that_is_something_else_is_left_alone(hub: HubServer, push: Pusher, dry_run: bool) -> None:
     hub.publish(REPO, {"README.md": CARD, "model.safetensors": b"theirs"})
-    named = rf"'{REPO}' holds 'model\.safetensors' and no chains\.json, so hf-merge did not write it; nothing was sent"
+    named = rf"'{REPO}' holds 'model\.safetensors' and no chains\.json, so it is something else; nothing was sent"
     with pytest.raises(HubError, match=named):
         push(marker="chains.json", dry_run=dry_run)
     with pytest.raises(HubError, match=named):

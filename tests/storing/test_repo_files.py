@@ -59,3 +59,9 @@ def test_pickles_are_named_three_at_most_and_escaped() -> None:
 def test_no_weights_at_all_are_no_checkpoint(names: list[str]) -> None:
     with pytest.raises(CheckpointDamaged, match="a repo holds no"):
         check_weights(names, "a repo")
+
+
+@pytest.mark.parametrize("name", ["chains.json", "front.json"])
+def test_a_merged_model_is_no_checkpoint(name: str) -> None:
+    with pytest.raises(CheckpointDamaged, match=rf"holds {name}: it is a merged model.*materialize"):
+        check_weights(["config.json", name, "experts-00001-of-00001.safetensors"], "a repo")

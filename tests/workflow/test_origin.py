@@ -31,7 +31,7 @@ def test_local_paths_are_published_by_their_last_names() -> None:
     assert "/models" not in text
     assert text.startswith("# ")
     told = Recipe.parse(yaml.safe_load(text), "test")
-    assert (told.base.model, told.tasks[0].model) == ("base", "travel")
+    assert (told.base.model, told.tasks[0].model) == ("./base", "./travel")
     assert told.tasks[0].data.data_files == {"train": "travel/train.parquet", "test": "test.parquet"}
 
 

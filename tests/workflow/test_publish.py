@@ -132,6 +132,9 @@ def test_a_long_front_is_thinned_unless_all_is_asked_for(tiny_run: TinyRun, hub:
     would = pushed(tiny_run.folder, access, dry_run=True, max_configs=2)
     ends = {tiny_run.front.points[0].id, max(tiny_run.front.points, key=lambda point: point.performance).id}
     assert would.members.keys() == ends
+    for wrong in (0, -1):
+        with pytest.raises(InputError, match="give at least 1"):
+            pushed(tiny_run.folder, access, dry_run=True, max_configs=wrong)
     with pytest.raises(InputError, match="only one of --config, --max-configs and --all"):
         pushed(tiny_run.folder, access, max_configs=2, everything=True)
 
@@ -193,6 +196,9 @@ def test_configurations_that_were_not_built_are_built_first(
     for name in ("recipe.yaml", "front.json", "journal.jsonl"):
         shutil.copy(tiny_run.folder / name, run)
     identifier = tiny_run.front.points[0].id
+    with pytest.raises(RunFolderError, match=r"is not built yet.*hf-merge build"):
+        pushed(run, access, configs=[identifier], dry_run=True)
+    assert not (run / "members").exists()
     pushed(run, access, configs=[identifier])
     assert [path.name for path in (run / "members").iterdir()] == [identifier]
 

@@ -35,6 +35,8 @@ PUBLICATION = Publication(
     Pushed("me/x", "", "https://hub/me/x", ("front.json",), 10),
     {"c0288-abcdef": Pushed("me/x-c0288", "ab" * 20, "https://hub/me/x-c0288", ("a", "b"), 1234567)},
     "me/x-1",
+    None,
+    create_pr=False,
     dry_run=True,
 )
 
@@ -101,3 +103,6 @@ def test_a_push_shows_every_repo_and_the_bytes() -> None:
     assert "me/x-c0288" in text and "1,234,567" in text and "1,234,577 bytes would be sent to 2 repos" in text
     assert "from_pretrained" not in text
     assert "from_pretrained('me/x', budget=0.5)" in publication_table(replace(PUBLICATION, dry_run=False))
+    asked = publication_table(replace(PUBLICATION, dry_run=False, create_pr=True, revision="ab" * 20))
+    assert asked.index("https://hub/me/x-c0288") < asked.index("https://hub/me/x\n")
+    assert f"from_pretrained('me/x', budget=0.5, revision='{'ab' * 20}')" in asked

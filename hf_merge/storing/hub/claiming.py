@@ -54,8 +54,8 @@ def check_fit(api: PatientApi, repo: str, private: bool | None, marker: str | No
     foreign = head.foreign(marker) if marker is not None else None
     if foreign is not None:
         raise HubError(
-            f"'{repo}' holds {quote(foreign)} and no {marker}, so hf-merge did not write it; nothing was sent. Push "
-            "to another name."
+            f"'{repo}' holds {quote(foreign)} and no {marker}, so it is something else; nothing was sent. Push to "
+            "another name."
         )
     if private is None or private == head.private:
         return
