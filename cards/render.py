@@ -73,7 +73,9 @@ def read_origin(path: Path) -> Origin:
     """Returns what the cards say of the sources: the base and what was fine-tuned from it, all in local folders."""
     recipe = Recipe.load(path)
     tasks = {task.name: Source(Path(task.model).name, None, None, None) for task in recipe.tasks}
-    return Origin(Source(Path(recipe.base.model).name, None, None, BASE_LICENCE), tasks, (), path.read_text(encoding="utf-8"))
+    return Origin(
+        Source(Path(recipe.base.model).name, None, None, BASE_LICENCE), tasks, (), path.read_text(encoding="utf-8")
+    )
 
 
 def pushed(front: Front, repos: Mapping[str, str], maps: Mapping[str, bytes]) -> Front:

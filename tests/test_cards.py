@@ -73,7 +73,7 @@ def test_every_link_leads_somewhere(render: ModuleType) -> None:
 def test_the_recipe_names_no_place_and_is_a_recipe(render: ModuleType) -> None:
     text = (render.DEMO / "recipe.yaml").read_text()
     assert not re.search(r"(?m)(?:^|\s)/\w", text)
-    assert Recipe.load(render.DEMO / "recipe.yaml").base.model == render.BASE
+    assert Recipe.load(render.DEMO / "recipe.yaml").base.model == f"./{render.BASE}"
 
 
 def alike(first: bytes, second: bytes) -> bool:
