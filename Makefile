@@ -34,7 +34,7 @@ demo: $(STAMP) ## fine-tune, search, merge and serve a small family of models, o
 
 test: $(STAMP) ## run every test: the quick ones, then the slow ones end to end on real models
 	$(BIN)/python -m pytest --numprocesses auto
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses auto --dist loadfile
 
 check: $(STAMP) ## lint, format, types and the house rules; changes nothing
 	$(BIN)/ruff check

@@ -85,7 +85,7 @@ class Command:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_the_front_is_the_same_bytes_for_any_number_of_processes(
     alone: tuple[Path, bytes], tmp_path: Path, processes: int
 ) -> None:
@@ -116,7 +116,7 @@ def finish(alone: tuple[Path, bytes], out: Path) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [0, 1, 4, 11, 20])
+@pytest.mark.parametrize("lines", [4, *(pytest.param(lines, marks=pytest.mark.soak) for lines in (0, 1, 11, 20))])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_and_loses_nothing(
     alone: tuple[Path, bytes], tmp_path: Path, rank: int, lines: int
@@ -141,7 +141,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [2, 8, 16])
+@pytest.mark.parametrize("lines", [8, *(pytest.param(lines, marks=pytest.mark.soak) for lines in (2, 16))])
 def test_a_rank_that_hangs_ends_the_run_at_the_deadline(alone: tuple[Path, bytes], tmp_path: Path, lines: int) -> None:
     command = Command(alone[0], tmp_path / "run", "--num-processes", 2)
     command.wait_for_lines(lines)
