@@ -66,7 +66,7 @@ class Evaluation:
     @property
     def performance(self) -> float:
         """P: the plain mean of the tasks' metrics."""
-        return sum(self.scores.values()) / len(self.scores)
+        return mean_score(self.scores)
 
 
 class ExpertBuilder:
@@ -261,6 +261,11 @@ class Evaluator:
         weights = {name: tensor.to(self.dtype) for name, tensor in self.builder.decoded(key).items()}
         self._loaded[key.component] = (key, weights)
         return weights
+
+
+def mean_score(scores: Mapping[str, float]) -> float:
+    """Returns P: the plain mean of the tasks' metrics (Eq. 7)."""
+    return sum(scores.values()) / len(scores)
 
 
 def predictions(logits: Tensor) -> NDArray[np.generic]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,8 +11,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_merge.errors import LimitExceeded, MalformedChainMap
 from hf_merge.recipe import Recipe
+from hf_merge.storing import disk
 from hf_merge.storing.front import Front
 from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.member_files import CARD_FILE
 from hf_merge.storing.provenance import OTHER, Origin, Places, licence_of
 from hf_merge.storing.results import Report, Scores
 
@@ -130,6 +133,19 @@ def recorded_scores(card: str) -> dict[str, dict[str, float]]:
                 if way is not None and isinstance(name, str) and type(value) is float and isfinite(value):
                     found[way][name] = value
     return {way: scores for way, scores in found.items() if scores}
+
+
+def read_card(folder: Path) -> str | None:
+    """Returns the card in a folder, of which at most the limit is read, None where there is none.
+
+    Raises:
+        ResourceError: It cannot be read.
+    """
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return None
+    with disk.naming(path), path.open("rb") as file:
+        return file.read(LIMITS.card_bytes).decode(errors="replace")
 
 
 def recorded_licence(card: str) -> str | None:

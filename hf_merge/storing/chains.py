@@ -72,7 +72,7 @@ def parse(data: bytes) -> ChainMap:
         id=fields["id"].name(),
         library_version=fields["library_version"].match(_VERSION, "is no version"),
         base=_base(fields["base"]),
-        cost=_cost(fields["cost"]),
+        cost=fields["cost"].cost(),
         performance={task: field.number() for task, field in fields["performance"].mapping(LIMITS.chains).items()},
         metrics={task: field.text() for task, field in fields["metrics"].mapping(LIMITS.chains).items()},
         granularity=fields["granularity"].name(),
@@ -130,13 +130,6 @@ def _base(field: Field) -> BaseRef:
         revision = fields["revision"].match(_COMMIT, "is no commit: write its 40 hex digits, or null for a local base")
         repo = fields["repo"].match(_REPO, "is no repository of the Hub, as the revision claims")
     return BaseRef(repo, revision, fields["parameters"].integer(1), fields["bits"].integer(1, 64))
-
-
-def _cost(field: Field) -> float:
-    cost = field.number()
-    if cost <= 0:
-        raise field.refusal(f"is {cost}; a configuration costs more than nothing")
-    return cost
 
 
 def _model(field: Field) -> ModelEntry:

@@ -239,12 +239,9 @@ def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) ->
     published = [name for name in _PUBLISHED if parts[name].value is not None]
     if published and len(published) < len(_PUBLISHED):
         raise field.refusal(f"gives {published[0]} and leaves others of {', '.join(_PUBLISHED)} null")
-    cost = parts["cost"].number()
-    if cost <= 0:
-        raise parts["cost"].refusal(f"is {cost}; a configuration costs more than nothing")
     return FrontPoint(
         id=parts["id"].name(),
-        cost=cost,
+        cost=parts["cost"].cost(),
         performance=parts["performance"].number(),
         normalised=parts["normalised"].number(),
         scores=_scores(parts["scores"], tasks),

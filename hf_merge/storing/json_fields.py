@@ -105,6 +105,13 @@ class Field:
             raise self.refusal(f"is {number}, not finite")
         return number + 0.0
 
+    def cost(self) -> float:
+        """Returns what a configuration costs: a finite number above 0."""
+        cost = self.number()
+        if cost <= 0:
+            raise self.refusal(f"is {cost}; a configuration costs more than nothing")
+        return cost
+
     def text(self, limit: int = LIMITS.text_characters) -> str:
         """Returns a text without control characters, at most `limit` characters."""
         if not isinstance(self.value, str):

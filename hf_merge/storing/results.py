@@ -115,7 +115,7 @@ def _scores(field: Field, tasks: Mapping[str, int]) -> Scores:
     return Scores(
         id=parts["id"].name(),
         role=parts["role"].choice(ROLES),
-        cost=_cost(parts["cost"]),
+        cost=parts["cost"].cost(),
         validation=parts["validation"].number(),
         oracle=parts["oracle"].number(),
         routed=routed,
@@ -129,13 +129,6 @@ def _scores(field: Field, tasks: Mapping[str, int]) -> Scores:
 def _by_task(field: Field, tasks: Mapping[str, int]) -> dict[str, float]:
     scores = field.record(tuple(tasks))
     return {task: scores[task].number() for task in tasks}
-
-
-def _cost(field: Field) -> float:
-    cost = field.number()
-    if cost <= 0:
-        raise field.refusal(f"is {cost}; a configuration costs more than nothing")
-    return cost
 
 
 def _share(field: Field) -> float:

@@ -11,17 +11,15 @@ from tqdm import tqdm
 
 from hf_merge.errors import DatasetError, HubError, InputError
 from hf_merge.recipe import Recipe
-from hf_merge.searching.evaluation import predictions
+from hf_merge.searching.evaluation import mean_score, predictions
 from hf_merge.searching.metrics import score
 from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.serving.selection import open_member
-from hf_merge.storing import disk, hub
-from hf_merge.storing.card import recorded_scores
+from hf_merge.storing import hub
+from hf_merge.storing.card_head import read_card, recorded_scores
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import Member
-from hf_merge.storing.limits import LIMITS
-from hf_merge.storing.member_files import CARD_FILE
 from hf_merge.storing.results import Scores
 from hf_merge.workflow.project import load_rows
 from hf_merge.workflow.report import as_routed
@@ -98,9 +96,9 @@ def _scores(chain_map: ChainMap, oracle: Mapping[str, float], routed: Mapping[st
         id=chain_map.id,
         role="member",
         cost=chain_map.cost,
-        validation=_mean(chain_map.performance),
-        oracle=_mean(oracle),
-        routed=_mean(routed),
+        validation=mean_score(chain_map.performance),
+        oracle=mean_score(oracle),
+        routed=mean_score(routed),
         oracle_normalised=None,
         routed_normalised=None,
         oracle_scores=oracle,
@@ -123,11 +121,8 @@ def _differences(
 
 def _recorded(member: Member) -> Mapping[str, Mapping[str, float]]:
     """Returns the scores that the member's card records, by kind and task."""
-    card = member.folder / CARD_FILE
-    if not card.is_file():
-        return {}
-    with disk.naming(card), card.open("rb") as file:
-        return recorded_scores(file.read(LIMITS.config_bytes).decode(errors="replace"))
+    card = read_card(member.folder)
+    return {} if card is None else recorded_scores(card)
 
 
 def _answers(
@@ -180,7 +175,3 @@ def _family_recipe(source: str | Path, revision: str | None, member: Member, acc
             "--recipe."
         )
     return path
-
-
-def _mean(scores: Mapping[str, float]) -> float:
-    return sum(scores.values()) / len(scores)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from hf_merge.errors import HubError, UntrustedContentError
 from hf_merge.recipe import DataSpec, Recipe
-from hf_merge.storing import disk, hub
-from hf_merge.storing.card_head import recorded_licence
-from hf_merge.storing.limits import LIMITS
+from hf_merge.storing import hub
+from hf_merge.storing.card_head import read_card, recorded_licence
 from hf_merge.storing.member_files import CARD_FILE
 from hf_merge.storing.provenance import Origin, Source
 
@@ -55,28 +54,26 @@ def _told(source: str, revision: str | None) -> str:
 
 
 def _source(name: str, revision: str | None, access: hub.Access) -> Source:
-    licence = read_licence((Path(name) if revision is None else _card_folder(name, revision, access)) / CARD_FILE)
-    return Source(shown(name, revision), name if revision is not None else None, revision, licence)
+    if revision is None:
+        return Source(shown(name, None), None, None, read_licence(Path(name)))
+    return Source(name, name, revision, _licence_on_the_hub(name, revision, access))
 
 
-def _card_folder(name: str, revision: str, access: hub.Access) -> Path:
-    """Returns where the card of a source lies; offline, a card that was never fetched says nothing."""
+def _licence_on_the_hub(name: str, revision: str, access: hub.Access) -> str | None:
+    """Returns the licence that the card of a repo names; offline, a card that was never fetched says nothing."""
     try:
-        return hub.Repo(name, revision, access).pull((CARD_FILE,))
+        return read_licence(hub.Repo(name, revision, access).pull((CARD_FILE,)))
     except HubError:
         if access.offline:
-            return Path()
+            return None
         raise
 
 
-def read_licence(card: Path) -> str | None:
-    """Returns the licence that a card names, None where there is no card, or none that names one."""
-    if not card.is_file():
-        return None
-    with disk.naming(card), card.open("rb") as file:
-        text = file.read(LIMITS.card_bytes).decode(errors="replace")
+def read_licence(folder: Path) -> str | None:
+    """Returns the licence that the card in a folder names, None where there is no card, or none that names one."""
+    text = read_card(folder)
     try:
-        return recorded_licence(text)
+        return None if text is None else recorded_licence(text)
     except UntrustedContentError:
         return None
 

@@ -17,6 +17,7 @@ from hf_merge.errors import HubError, InputError, RunFolderError, UntrustedConte
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub, results
 from hf_merge.storing.card import family_card, member_card
+from hf_merge.storing.copying import whole_files
 from hf_merge.storing.durable import FolderLock
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.library import Member
@@ -177,8 +178,7 @@ def _push(state: _Push, chosen: Sequence[FrontPoint], progress: bool) -> Publica
 def _push_member(state: _Push, point: FrontPoint) -> hub.Pushed:
     """Pushes one member folder, every file of it checked first."""
     member = Member(state.run / MEMBERS_FOLDER / point.id)
-    member.check_all()
-    files: dict[str, Path | bytes] = {name: member.folder / name for name in (*member.chain_map.files, MAP_FILE)}
+    files: dict[str, Path | bytes] = {**whole_files(member), MAP_FILE: member.folder / MAP_FILE}
     card = member_card(member.chain_map, state.front, state.report, state.origin, state.places)
     files |= {CARD_FILE: card.encode(), GROUPING_FILE: plot_grouping(state.front, [point])}
     return _send(state, state.places.members[point.id], files, MAP_FILE, (*MEMBER_FILES, GROUPING_FILE), tag=point.id)
@@ -226,9 +226,9 @@ def _send(
 
 def _publish(state: _Push, point: FrontPoint, pushed: hub.Pushed) -> FrontPoint:
     """Returns a point that names what was pushed of it; in a dry run there may be no commit to name yet."""
-    digest = hashlib.sha256((state.run / MEMBERS_FOLDER / point.id / MAP_FILE).read_bytes()).hexdigest()
     if not pushed.revision:
         return point
+    digest = hashlib.sha256((state.run / MEMBERS_FOLDER / point.id / MAP_FILE).read_bytes()).hexdigest()
     return replace(point, repo=pushed.repo, revision=pushed.revision, map_sha256=digest)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hf_merge.errors import RunFolderError
-from hf_merge.searching.evaluation import Chain, Evaluator, predictions, reference_chain
+from hf_merge.searching.evaluation import Chain, Evaluator, mean_score, predictions, reference_chain
 from hf_merge.searching.metrics import score
 from hf_merge.searching.search import normalised_performance
 from hf_merge.storing import hub, results
@@ -72,7 +72,7 @@ class _Measurement:
         """Returns the table: the fine-tunes first, then the controls, then the front."""
         front = self._front
         chains = {task: reference_chain(self._project.components, (task,)) for task in front.tasks}
-        validation, cost = _mean(front.individual), float(len(front.tasks)) + self._heads()
+        validation, cost = mean_score(front.individual), float(len(front.tasks)) + self._heads()
         individual = self._scores("individual", "individual", cost, validation, chains, None)
         points = [(name, point) for name, point in front.controls.items()]
         controls = {point.id for point in front.controls.values()}
@@ -105,8 +105,8 @@ class _Measurement:
             role=role,
             cost=cost,
             validation=validation,
-            oracle=_mean(oracle),
-            routed=_mean(routed),
+            oracle=mean_score(oracle),
+            routed=mean_score(routed),
             oracle_normalised=normalised_performance(oracle, reference),
             routed_normalised=normalised_performance(routed, reference),
             oracle_scores=oracle,
@@ -137,7 +137,3 @@ class _Measurement:
                 routed[batch.rows] = router.route(eyes.pooled(batch.inputs)).numpy()
             own[task] = routed == index
         return own
-
-
-def _mean(scores: Mapping[str, float]) -> float:
-    return sum(scores.values()) / len(scores)

@@ -20,7 +20,7 @@ from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.task_vectors import Geometry, measure
 from hf_merge.recipe import Recipe
-from hf_merge.searching.evaluation import Evaluation, ExpertBuilder, reference_chain
+from hf_merge.searching.evaluation import Evaluation, ExpertBuilder, mean_score, reference_chain
 from hf_merge.searching.pareto import Reference, best_within
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
@@ -154,7 +154,7 @@ class _Run:
         components = tuple(component.name for component in self.project.components)
         space = SearchSpace(components, tuple(self.project.family.tasks))
         separate = space.all_separate()
-        box = Reference.from_extremes(self.evaluator.cost(separate.grouping), _mean(references.pretrained))
+        box = Reference.from_extremes(self.evaluator.cost(separate.grouping), mean_score(references.pretrained))
         settings = search_settings(self.project.recipe)
         total = min(settings.evaluations, space.size)
         with tqdm(total=total, desc="search", unit="evaluation", disable=not self.progress) as bar:
@@ -300,10 +300,6 @@ def _advise(project: Project, geometry: Geometry) -> None:
         for second in range(first):
             if gram[first, first] + gram[second, second] - 2 * gram[first, second] <= 1e-12 * gram[first, first]:
                 logger.warning("Tasks '%s' and '%s' have the same backbone weights.", tasks[second], tasks[first])
-
-
-def _mean(scores: Mapping[str, float]) -> float:
-    return sum(scores.values()) / len(scores)
 
 
 def _log_ranges(project: Project, builder: ExpertBuilder) -> None:

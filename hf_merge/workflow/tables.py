@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hf_merge.merging.cost import bytes_of
+from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
 from hf_merge.workflow.evaluate import Evaluation
@@ -36,7 +36,7 @@ def front_table(front: Front) -> str:
             point.id,
             controls.get(point.id, ""),
             f"{point.cost:.4f}",
-            _megabytes(point.cost, front),
+            megabytes(point.cost, front),
             f"{point.performance:.4f}",
             _percent(point.normalised),
         ]
@@ -180,10 +180,6 @@ def _router_line(accuracy: Mapping[str, float]) -> str:
 def _settings(entry: Mapping[str, Any]) -> str:
     values = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "name")
     return f"{entry['name']} ({values})" if values else str(entry["name"])
-
-
-def _megabytes(cost: float, front: Front) -> str:
-    return f"{bytes_of(cost, front.parameters) / 1e6:.1f}"
 
 
 def _percent(value: float | None) -> str:

@@ -48,7 +48,7 @@ def test_what_is_on_the_hub_is_published_as_it_is() -> None:
 def card(tmp_path: Path) -> Callable[[str], Path]:
     def write(text: str) -> Path:
         (tmp_path / "README.md").write_text(text)
-        return tmp_path / "README.md"
+        return tmp_path
 
     return write
 
@@ -78,7 +78,17 @@ def test_the_licence_is_what_the_front_matter_names(
 
 
 def test_without_a_card_there_is_no_licence(tmp_path: Path) -> None:
-    assert read_licence(tmp_path / "README.md") is None
+    assert read_licence(tmp_path) is None
+
+
+def test_offline_a_card_that_was_never_fetched_says_nothing_wherever_the_command_runs(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.chdir(tmp_path)  # where a card lies that is none of the source's
+    pinned = recipe({"model": "alice/base", "revision": COMMIT}, path="parquet", data_files={"test": "test.parquet"})
+    access = Access(endpoint=hub.endpoint, cache_dir=tmp_path / "cache", local_files_only=True)
+    assert read_origin(pinned, access).base.licence is None
 
 
 def test_of_a_source_on_the_hub_only_its_card_is_fetched(hub: HubServer, tmp_path: Path) -> None:
