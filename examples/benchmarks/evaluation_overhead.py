@@ -27,7 +27,9 @@ from hf_merge.merging.components import decompose
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, TaskModel
 from hf_merge.modeling.inputs import load_tokenizer, text_batches
-from hf_merge.searching.evaluation import Evaluator, ExpertBuilder, TaskRun
+from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.evaluation import Evaluator
+from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import Configuration, SearchSpace
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
 

@@ -96,6 +96,7 @@ class TaskModel:
     Attributes:
         module: The transformers model, in evaluation mode.
         num_labels: The width of its logits.
+        slots: Where each of its tensors lives, by the name that this task's checkpoint gives it on disk.
     """
 
     def __init__(self, config: Mapping[str, Any], kind: Kind, head: Head, *, pad_token_id: int | None = None) -> None:
@@ -120,12 +121,12 @@ class TaskModel:
             if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
                 built.pad_token_id = pad_token_id
             self.module = _empty(_CLASSES[kind], built)
-            self._slots = slots(self.module)
-        self._trunk = trunk_of(self._slots)
+            self.slots = slots(self.module)
+        self._trunk = trunk_of(self.slots)
         self._backbone: set[str] = set()
         self._head_modules: set[nn.Module] = set()
         self.num_labels = head.num_labels
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             slot.clear()
 
     def set_head(self, tensors: Mapping[str, Tensor]) -> None:
@@ -136,7 +137,7 @@ class TaskModel:
         """
         for name, tensor in tensors.items():
             self.put(name, tensor)
-            self._head_modules.update(module for module, _ in self._slots[name].places)
+            self._head_modules.update(module for module, _ in self.slots[name].places)
 
     def set_backbone(self, tensors: Mapping[str, Tensor], trunk: str) -> None:
         """Sets backbone tensors by reference, named as on the base's disk, where the base's trunk is `trunk`.
@@ -145,9 +146,13 @@ class TaskModel:
             ModelMismatch: A tensor has no place in the model, or another shape.
         """
         for name, tensor in tensors.items():
-            own = self._trunk + name.removeprefix(trunk)
+            own = self.own_name(name, trunk)
             self.put(own, tensor)
             self._backbone.add(own)
+
+    def own_name(self, name: str, trunk: str) -> str:
+        """Returns what this task's checkpoint calls a backbone tensor that the base, with its trunk, calls `name`."""
+        return self._trunk + name.removeprefix(trunk)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Sets one tensor by reference, named as this task's checkpoint names it on disk.
@@ -155,7 +160,7 @@ class TaskModel:
         Raises:
             ModelMismatch: The tensor has no place in the model, or another shape.
         """
-        slot = self._slots.get(name)
+        slot = self.slots.get(name)
         if slot is None:
             raise ModelMismatch(f"The tensor '{name}' has no place in {type(self.module).__name__}.")
         if tuple(tensor.shape) != slot.shape:
@@ -165,7 +170,7 @@ class TaskModel:
 
     def require_complete(self) -> None:
         """Raises ModelMismatch if some tensor of the model was never set; the message names them."""
-        missing = sorted(name for name, slot in self._slots.items() if not slot.filled)
+        missing = sorted(name for name, slot in self.slots.items() if not slot.filled)
         if missing:
             raise ModelMismatch(
                 f"{type(self.module).__name__} lacks {len(missing)} tensors: {some(missing)}. "
@@ -175,11 +180,11 @@ class TaskModel:
     def clear(self) -> None:
         """Lets go of every backbone tensor, so that only the head stays in memory."""
         for name in self._backbone:
-            self._slots[name].clear()
+            self.slots[name].clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns every tensor of the model by its name on disk, by reference."""
-        return {name: slot.tensor() for name, slot in self._slots.items()}
+        return {name: slot.tensor() for name, slot in self.slots.items()}
 
     def backbone_module(self) -> nn.Module | None:
         """Returns the submodule that is the backbone; None where there is none, or the head has tensors inside it."""
@@ -190,7 +195,7 @@ class TaskModel:
 
     def move_buffers(self, device: torch.device) -> None:
         """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
-        move_buffers(self.module, self._slots, device)
+        move_buffers(self.module, self.slots, device)
 
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:

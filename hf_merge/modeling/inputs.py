@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, DatasetError, LimitExceeded, RecipeError, UntrustedContentError
+from hf_merge.modeling.batching import cut
 
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ def text_batches(
 ) -> list[Batch]:
     """Returns all rows in batches of similar length, shortest first, each padded to its longest row.
 
-    No rows give no batches. Rows of one length keep their order.
+    The rows are cut where that costs least (see `cut`). No rows give no batches. Rows of one length keep their order.
 
     Args:
         tokenizer: As `load_tokenizer` returns it.
         texts: The texts, one per row.
         pairs: The second texts, one per row, or None.
-        batch_size: Rows per batch; the last batch may hold fewer.
+        batch_size: The most rows per batch.
         max_length: Tokens to which a row is cut; None is 512. More than the tokenizer's `model_max_length` is lowered
             to that.
 
@@ -86,9 +87,8 @@ def text_batches(
         row = int(np.argmin(lengths))
         raise DatasetError(f"Row {row} ({texts[row]!r:.60}) gives no tokens. Remove the row or give it a text.")
     order = np.argsort(lengths, kind="stable").astype(np.int64)
-    return [
-        _padded(tokenizer, encoded, order[start : start + batch_size]) for start in range(0, len(order), batch_size)
-    ]
+    batches = cut(lengths[order], batch_size)
+    return [_padded(tokenizer, encoded, order[start:stop]) for start, stop in batches]
 
 
 def image_batches(processor: "BaseImageProcessor", images: Sequence["Image"], *, batch_size: int) -> list[Batch]:

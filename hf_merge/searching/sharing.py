@@ -5,13 +5,15 @@ not depend on the rank that ran it, so the search comes to the same front whatev
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from hf_merge.errors import HfMergeError
 from hf_merge.merging.grouping import Grouping
-from hf_merge.searching.evaluation import Chain, Evaluator
+from hf_merge.searching.building import Chain
+from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.ranks import Ranks
+from hf_merge.searching.running import Reuse
 
 
 Pair: TypeAlias = tuple[str, Chain]
@@ -25,11 +27,13 @@ class _Outcome:
         pair: The number of the pair.
         score: The task's metric.
         experts: What the chain's experts take, in full-precision parameters, by expert id.
+        reuse: The work that it took.
     """
 
     pair: int
     score: float
     experts: Mapping[str, float]
+    reuse: Reuse
 
 
 @dataclass(eq=False)
@@ -41,6 +45,7 @@ class SharedEvaluator(Evaluator):
     """
 
     ranks: Ranks = field(default_factory=Ranks)
+    _ahead: dict[Pair, Reuse] = field(default_factory=dict)
 
     @property
     def ahead(self) -> int:
@@ -64,11 +69,20 @@ class SharedEvaluator(Evaluator):
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
         if self.ranks.count == 1 or not new:
             return
+        before = self.reuse
         self.ranks.share(new)
         for outcome in self._run_share(new):
             task, chain = new[outcome.pair]
             self.remember(task, chain, outcome.score)
             self.builder.remember(outcome.experts)
+            self._ahead[task, chain] = replace(outcome.reuse, pairs_asked=0)
+        self.reuse = before  # this rank's share too counts when its scores are asked for
+
+    def score(self, task: str, chain: Chain) -> float:
+        """Returns a task's metric under a chain; what another rank or this one did for it beforehand counts now."""
+        found = super().score(task, chain)
+        self.reuse += self._ahead.pop((task, chain), Reuse())
+        return found
 
     def work(self) -> None:
         """Runs what rank 0 shares out, until it has no more.
@@ -97,8 +111,9 @@ class SharedEvaluator(Evaluator):
         return [item for item in everything if isinstance(item, _Outcome)]
 
     def _outcome(self, index: int, task: str, chain: Chain) -> _Outcome:
+        before = self.reuse
         score = self.score(task, chain)
-        return _Outcome(index, score, self.builder.measured_in(chain))
+        return _Outcome(index, score, self.builder.measured_in(chain), self.reuse - before)
 
     def _shares(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """Returns the numbers of the pairs that each rank runs: the largest task next, to whoever has least.

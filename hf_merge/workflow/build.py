@@ -10,7 +10,7 @@ from tqdm import tqdm
 from hf_merge.errors import InputError, RunFolderError, UntrustedContentError, nearest
 from hf_merge.modeling.assembly import skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
-from hf_merge.searching.evaluation import ExpertBuilder
+from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.pareto import thin
 from hf_merge.searching.tasks import Rows, TaskData
 from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit

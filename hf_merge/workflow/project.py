@@ -16,7 +16,7 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
-from hf_merge.searching.evaluation import TaskRun
+from hf_merge.searching.running import TaskRun
 from hf_merge.searching.splits import BUILDERS, check_source
 from hf_merge.searching.tasks import Rows, TaskData, load_task
 from hf_merge.storing import hub

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hf_merge.errors import RunFolderError
-from hf_merge.searching.evaluation import Chain, Evaluator, mean_score, predictions, reference_chain
+from hf_merge.searching.building import Chain, reference_chain
+from hf_merge.searching.evaluation import Evaluator, mean_score, predictions
 from hf_merge.searching.metrics import score
 from hf_merge.searching.search import normalised_performance
 from hf_merge.storing import hub, results
@@ -25,13 +26,14 @@ from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run
 from hf_merge.workflow.search import new_builder
+from hf_merge.workflow.summary import draw_search
 
 
 _NOBODY = -1
 
 
 def report(run: Path, *, progress: bool = True, access: hub.Access = hub.AS_USUAL) -> Report:
-    """Returns the test table of a built run, and writes `report.json` and `pareto.png` beside its front.
+    """Returns the test table of a built run; writes `report.json`, `pareto.png` and `search.png` beside its front.
 
     Raises:
         RunFolderError: The run has no finished search, or nothing of it is built yet.
@@ -45,6 +47,7 @@ def report(run: Path, *, progress: bool = True, access: hub.Access = hub.AS_USUA
         found = _Measurement(project, front, run, progress).report()
         write_atomic(run / REPORT_FILE, results.dump(found))
         write_atomic(run / PLOT_FILE, plot_front(front, found))
+        draw_search(run, front)
     return found
 
 

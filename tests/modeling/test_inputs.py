@@ -161,7 +161,7 @@ def test_restored_outputs_are_in_the_order_of_the_rows(bert: Any, rows: list[lis
     texts = [" ".join(row) for row in rows]
     batches = text_batches(bert, texts, None, batch_size=batch_size)
     assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == list(range(len(rows)))
-    assert all(len(batch.rows) == batch_size for batch in batches[:-1])
+    assert all(len(batch.rows) <= batch_size for batch in batches)
     lengths = [batch.inputs["attention_mask"].sum(1) for batch in batches]
     assert torch.equal(torch.cat(lengths), torch.cat(lengths).sort().values)
     assert restore(batches, lengths).tolist() == [len(row) + 2 for row in rows]

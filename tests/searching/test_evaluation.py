@@ -1,6 +1,6 @@
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,13 @@ from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
 from hf_merge.merging.experts import ExpertKey, build_expert, decode_expert
-from hf_merge.merging.grouping import Grouping, groups
+from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, restore, text_batches
-from hf_merge.searching.evaluation import (
-    Chain,
-    Evaluation,
-    Evaluator,
-    ExpertBuilder,
-    TaskRun,
-    predictions,
-    reference_chain,
-)
+from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
+from hf_merge.searching.evaluation import Evaluation, Evaluator, predictions
 from hf_merge.searching.metrics import score
+from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
 from hf_merge.storing.checkpoints import Family
 from tests.modeling.test_assembly import head_of, opened, skeleton
@@ -59,6 +53,7 @@ def evaluator_of(
     limit_bytes: int = 10**9,
     method: dict[str, Any] | None = None,
     codec: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Evaluator:
     runs = {}
     for name, task in tiny.tasks.items():
@@ -72,29 +67,13 @@ def evaluator_of(
         CodecSpec.resolve("int8", codec or {}),
         limit_bytes=limit_bytes,
     )
-    return Evaluator(builder, runs)
+    return Evaluator(builder, runs, dtype)
 
 
 def random_groupings(count: int, seed: int = 0) -> list[Grouping]:
     space = SearchSpace(("attention", "embedding", "mlp", "norm"), ("a", "b", "c"))
     rng = np.random.default_rng(seed)
     return [space.random(rng).grouping for _ in range(count)]
-
-
-@pytest.fixture
-def bert(tiny_family: Callable[[str], TinyFamily]) -> TinyFamily:
-    return tiny_family("bert")
-
-
-@pytest.fixture
-def family(bert: TinyFamily) -> Iterator[Family]:
-    with opened(bert) as aligned:
-        yield aligned
-
-
-@pytest.fixture
-def evaluator(bert: TinyFamily, family: Family) -> Evaluator:
-    return evaluator_of(bert, family)
 
 
 def naive_scores(
@@ -155,26 +134,6 @@ def test_caches_change_no_score(bert: TinyFamily, family: Family) -> None:
     assert none.builder.built > large.builder.built
 
 
-def test_encoded_experts_are_kept_within_their_limit(bert: TinyFamily, family: Family) -> None:
-    limit = 30_000
-    builder = evaluator_of(bert, family, limit_bytes=limit).builder
-    for grouping in random_groupings(6):
-        for key in builder.keys(grouping):
-            expert = builder.expert(key)
-            assert builder._held_bytes == sum(kept.nbytes for kept in builder._kept.values()) <= limit
-            assert expert.nbytes > limit or key in builder._kept
-
-
-def test_the_least_recently_used_expert_goes_first(bert: TinyFamily, family: Family) -> None:
-    builder = evaluator_of(bert, family).builder
-    first, second, third = (key for key in builder.keys(SEPARATE) if key.component == "mlp")
-    builder._limit_bytes = 2 * builder.expert(first).nbytes
-    builder.expert(second)
-    builder.expert(first)
-    builder.expert(third)
-    assert list(builder._kept) == [first, third]
-
-
 def test_one_assembled_model_at_a_time(bert: TinyFamily, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before an expert is decoded, nothing of its component's last one is left."""
     evaluator = evaluator_of(bert, family, limit_bytes=0)
@@ -198,12 +157,15 @@ def backbone(run: TaskRun) -> list[Tensor]:
 
 
 def test_only_chains_not_met_before_are_run(evaluator: Evaluator) -> None:
-    evaluator.evaluate(((0, 0, 1),) * 4)
+    first = evaluator.evaluate(((0, 0, 1),) * 4)
     assert (evaluator.forwards, evaluator.builder.built) == (3, 8)
-    evaluator.evaluate(((0, 1, 2),) * 4)  # the third task's chain is the same
+    second = evaluator.evaluate(((0, 1, 2),) * 4)  # the third task's chain is the same
     assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
-    evaluator.evaluate(((0, 0, 1),) * 4)
+    third = evaluator.evaluate(((0, 0, 1),) * 4)
     assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
+    assert [found.reuse.pairs_run for found in (first, second, third)] == [3, 2, 0]
+    assert [found.reuse.pairs_asked for found in (first, second, third)] == [3, 3, 3]
+    assert first == third  # what it took is no part of what was found
 
 
 def test_components_that_tasks_share_are_decoded_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,24 +184,6 @@ def test_components_that_tasks_share_are_decoded_once(evaluator: Evaluator, monk
 def parameters_of(tensors: dict[str, Tensor]) -> float:
     """What encoded tensors take: 8 bits count a quarter, and scale and zero point one each."""
     return sum(tensor.numel() * (0.25 if tensor.dtype == torch.uint8 else 1.0) for tensor in tensors.values())
-
-
-def test_cost_counts_tensors_that_the_criterion_refused(bert: TinyFamily, family: Family) -> None:
-    evaluator = evaluator_of(bert, family, **REFUSING)
-    guess = evaluator.cost(MIXED)
-    cost = evaluator.evaluate(MIXED).cost
-    experts = [evaluator.builder.expert(key) for key in evaluator.builder.keys(MIXED)]
-    stored = sum(parameters_of(dict(expert.tensors)) for expert in experts)
-    assert cost == pytest.approx((stored + family.head_parameters()) / family.parameters, rel=1e-12)
-    assert any(expert.refused for expert in experts)
-    assert cost > guess
-    assert evaluator.cost(MIXED) == cost
-
-
-def test_cost_is_known_beforehand_where_nothing_can_be_refused(bert: TinyFamily, family: Family) -> None:
-    for codec in ({"policy": "always"}, {"policy": "never"}):
-        evaluator = evaluator_of(bert, family, method={"scale": 1.5}, codec=codec)
-        assert evaluator.cost(MIXED) == evaluator.evaluate(MIXED).cost
 
 
 def test_a_repeated_run_needs_no_forward(bert: TinyFamily, family: Family) -> None:
@@ -277,8 +221,7 @@ def test_fine_tunes_and_base_are_chains_at_full_precision(
 
 
 def test_bfloat16_is_close(bert: TinyFamily, family: Family) -> None:
-    full, half = evaluator_of(bert, family), evaluator_of(bert, family)
-    half.dtype = torch.bfloat16
+    full, half = evaluator_of(bert, family), evaluator_of(bert, family, dtype=torch.bfloat16)
     for task, run in half.runs.items():
         run.model.set_head({name: tensor.bfloat16() for name, tensor in head_of(family, task).items()})
     chain: Chain = full.builder.chain(SEPARATE, "colours")
@@ -302,31 +245,6 @@ def test_a_failed_run_lets_go_of_its_model(evaluator: Evaluator, monkeypatch: py
     assert all(tensor.numel() == 0 for run in evaluator.runs.values() for tensor in backbone(run))
     monkeypatch.undo()
     assert evaluator.evaluate(MERGED) == evaluator.evaluate(MERGED)
-
-
-def test_widened_tensors_are_counted_once_per_merged_expert(bert: TinyFamily, family: Family) -> None:
-    gentle, wild = evaluator_of(bert, family, limit_bytes=0), evaluator_of(bert, family, **REFUSING)
-    assert gentle.builder.widened() == (0, 0)
-    gentle.evaluate(SEPARATE)
-    assert gentle.builder.widened() == (0, 0)
-    for _ in range(2):
-        gentle.builder.expert(gentle.builder.keys(MERGED)[0])
-        wild.evaluate(MERGED)
-    component = gentle.builder.components[0]
-    matrices = sum(len(family.shapes[name]) == 2 for name in component.tensors)
-    assert gentle.builder.widened()[1] == matrices
-    refused = [name for key in wild.builder.keys(MERGED) for name in wild.builder.expert(key).refused]
-    assert 0 < len(refused) == wild.builder.widened()[0] <= wild.builder.widened()[1]
-
-
-def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
-    keys = evaluator.builder.keys(MIXED)
-    assert len(keys) == len(set(keys)) == sum(len(groups(partition)) for partition in MIXED)
-    chains = {task: evaluator.builder.chain(MIXED, task) for task in evaluator.runs}
-    assert set(keys) == {key for chain in chains.values() for key in chain}
-    for task, chain in chains.items():
-        assert [key.component for key in chain] == [part.name for part in evaluator.builder.components]
-        assert all(task in key.members for key in chain)
 
 
 def test_predictions_are_labels_or_values() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hf_merge.errors import HfMergeError, NonFiniteWeights
-from hf_merge.searching.evaluation import Chain
+from hf_merge.merging.grouping import Grouping
+from hf_merge.searching.building import Chain, reference_chain
 from hf_merge.searching.ranks import Ranks
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
@@ -122,6 +123,41 @@ def test_every_pair_runs_once_and_scores_what_it_scores_alone(tiny_run: TinyRun,
     ran = [pair for evaluator in evaluators for pair in evaluator.ran]
     assert len(ran) == len(set(ran))
     assert all(evaluator.ran for evaluator in evaluators)
+
+
+def pairs_of_each(evaluators: list[Counting], groupings: list[Grouping]) -> list[tuple[int, int]]:
+    """Returns pairs asked and pairs run of each configuration, as many prepared at a time as there are ranks."""
+    found: list[tuple[int, int]] = []
+
+    def lead(first: Counting) -> None:
+        first.run_pairs([(task, reference_chain(first.builder.components, ())) for task in first.runs])
+        for start in range(0, len(groupings), first.ahead):
+            block = groupings[start : start + first.ahead]
+            first.prepare(block)
+            found.extend((r.pairs_asked, r.pairs_run) for r in (first.evaluate(one).reuse for one in block))
+        first.dismiss()
+
+    led(evaluators, lead)
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_evaluation_counts_what_other_ranks_ran_for_it_as_if_it_were_run_here(
+    tiny_run: TinyRun, crew: Crew, count: int
+) -> None:
+    groupings = [point.grouping for point in tiny_run.front.points] * 2
+    alone, shared = pairs_of_each(crew(1), groupings), pairs_of_each(crew(count), groupings)
+    assert shared == alone
+    assert all(asked == len(tiny_run.front.tasks) for asked, _ in alone)
+    assert alone[0][1] == alone[0][0] and all(run == 0 for _, run in alone[len(groupings) // 2 :])
+
+
+def test_all_work_of_all_ranks_is_counted_once(tiny_run: TinyRun, crew: Crew) -> None:
+    evaluators = crew(2)
+    pairs_of_each(evaluators, [point.grouping for point in tiny_run.front.points])
+    ran = [pair for evaluator in evaluators for pair in evaluator.ran]
+    references = len(tiny_run.front.tasks)  # run, and never asked for
+    assert evaluators[0].reuse.pairs_run == len(ran) - references
 
 
 def test_work_is_shared_evenly(tiny_run: TinyRun, crew: Crew) -> None:

@@ -15,7 +15,7 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
 from hf_merge.modeling.inputs import image_batches, load_image_processor, load_tokenizer, restore, text_batches
-from hf_merge.searching.evaluation import ExpertBuilder
+from hf_merge.searching.building import ExpertBuilder
 from hf_merge.serving.router import RouterSettings, fit
 from hf_merge.serving.router_file import router_tensors
 from hf_merge.storing import front as fronts

@@ -1,0 +1,142 @@
+"""Experts built on demand for a search, with what each takes; the encoded ones used last are kept."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import Component
+from hf_merge.merging.cost import normalised, stored_parameters
+from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.grouping import Grouping, groups, members_of
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.storing.checkpoints import Family
+
+
+Chain: TypeAlias = tuple[ExpertKey, ...]
+
+
+class ExpertBuilder:
+    """Builds experts on demand and keeps the encoded ones it used last.
+
+    Attributes:
+        family: The aligned base and fine-tunes.
+        components: The partition of the backbone.
+        method: How groups are merged.
+        codec: How experts are stored.
+        tasks: The tasks' names, in the order of partitions.
+        built: How many experts were really built.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        components: Sequence[Component],
+        method: MethodSpec,
+        codec: CodecSpec,
+        *,
+        limit_bytes: int,
+    ) -> None:
+        """Prepares a builder that keeps encoded experts up to `limit_bytes` bytes."""
+        self.family, self.components, self.method, self.codec = family, tuple(components), method, codec
+        self.tasks = tuple(family.tasks)
+        self.built = 0
+        self._by_name = {component.name: component for component in components}
+        self._limit_bytes, self._held_bytes = limit_bytes, 0
+        self._kept: OrderedDict[ExpertKey, Expert] = OrderedDict()
+        self._measured: dict[str, float] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
+        self._remembered: dict[str, float] = {}
+
+    def chain(self, grouping: Grouping, task: str) -> Chain:
+        """Returns a task's chain: one expert identity per component."""
+        index = self.tasks.index(task)
+        return tuple(
+            self._key(component.name, members_of(partition, index))
+            for component, partition in zip(self.components, grouping, strict=True)
+        )
+
+    def keys(self, grouping: Grouping) -> tuple[ExpertKey, ...]:
+        """Returns the identities of the distinct experts of a configuration, component by component."""
+        return tuple(
+            self._key(component.name, members)
+            for component, partition in zip(self.components, grouping, strict=True)
+            for members in groups(partition)
+        )
+
+    def expert(self, key: ExpertKey) -> Expert:
+        """Returns an expert, built now unless it is still kept.
+
+        Raises:
+            NonFiniteWeights: The base or a member holds NaN or infinity.
+        """
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        component = self._by_name[key.component]
+        expert = build_expert(key, component, self.family.shapes, self.family.base, self.family.tasks)
+        self.built += 1
+        if key.method is not None:
+            quantised = sum(f"{name}.scale" in expert.tensors for name in component.tensors)
+            self._ranges[key.id] = len(expert.wider), quantised + len(expert.refused)
+        self._measured[key.id] = expert.parameters
+        self._keep(expert)
+        return expert
+
+    def widened(self) -> tuple[int, int]:
+        """Returns how many quantisable tensors merging made wider than their sources (Eq. 6), and of how many."""
+        return sum(wider for wider, _ in self._ranges.values()), sum(count for _, count in self._ranges.values())
+
+    def cost(self, grouping: Grouping) -> float:
+        """Returns C: exact for experts built before, and as if every tensor passes the criterion for the others."""
+        stored = sum(self._parameters(key) for key in self.keys(grouping))
+        return normalised(stored + self.family.head_parameters(), self.family.parameters)
+
+    def measured(self, grouping: Grouping) -> dict[str, float]:
+        """Returns what the built experts of a configuration take, in full-precision parameters, by expert id."""
+        return {key.id: self._measured[key.id] for key in self.keys(grouping) if key.id in self._measured}
+
+    def measured_in(self, chain: Chain) -> dict[str, float]:
+        """Returns what the built experts of a chain take, in full-precision parameters, by expert id."""
+        return {key.id: self._measured[key.id] for key in chain if key.id in self._measured}
+
+    def remember(self, measured: Mapping[str, float]) -> None:
+        """Takes what experts took in an earlier run of the same recipe; it counts once `recall` asks for it."""
+        self._remembered |= measured
+
+    def recall(self, grouping: Grouping) -> None:
+        """Counts the experts of a configuration as built where an earlier run built them.
+
+        Not sooner: a run that is repeated must know of every expert exactly when the first one did, or it would choose
+        other candidates.
+        """
+        known = {key.id: self._remembered[key.id] for key in self.keys(grouping) if key.id in self._remembered}
+        self._measured = known | self._measured
+
+    def decoded(self, key: ExpertKey) -> dict[str, Tensor]:
+        """Returns an expert's weights as float32 by tensor name: what is stored, as every reader decodes it."""
+        return decode_expert(key.codec, self._by_name[key.component].tensors, self.expert(key).tensors)
+
+    def _key(self, component: str, members: Sequence[int]) -> ExpertKey:
+        return expert_key(component, [self.tasks[index] for index in members], self.method, self.codec)
+
+    def _parameters(self, key: ExpertKey) -> float:
+        if key.id in self._measured:
+            return self._measured[key.id]
+        shapes = {name: self.family.shapes[name] for name in self._by_name[key.component].tensors}
+        return stored_parameters(shapes, key.codec)
+
+    def _keep(self, expert: Expert) -> None:
+        self._kept[expert.key] = expert
+        self._held_bytes += expert.nbytes
+        while self._held_bytes > self._limit_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._held_bytes -= dropped.nbytes
+
+
+def reference_chain(components: Sequence[Component], members: Sequence[str]) -> Chain:
+    """Returns the chain of one model at full precision: the fine-tune named by `members`, or the base for none."""
+    full = CodecSpec.resolve("full", {})
+    return tuple(ExpertKey(component.name, tuple(members), None, full) for component in components)

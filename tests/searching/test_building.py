@@ -1,0 +1,80 @@
+"""Experts are built on demand, kept within their limit, and cost what they take."""
+
+import pytest
+
+from hf_merge.merging.grouping import groups
+from hf_merge.searching.evaluation import Evaluator
+from hf_merge.storing.checkpoints import Family
+from tests.searching.test_evaluation import (
+    MERGED,
+    MIXED,
+    REFUSING,
+    SEPARATE,
+    evaluator_of,
+    parameters_of,
+    random_groupings,
+)
+from tests.tiny_models import TinyFamily
+
+
+def test_encoded_experts_are_kept_within_their_limit(bert: TinyFamily, family: Family) -> None:
+    limit = 30_000
+    builder = evaluator_of(bert, family, limit_bytes=limit).builder
+    for grouping in random_groupings(6):
+        for key in builder.keys(grouping):
+            expert = builder.expert(key)
+            assert builder._held_bytes == sum(kept.nbytes for kept in builder._kept.values()) <= limit
+            assert expert.nbytes > limit or key in builder._kept
+
+
+def test_the_least_recently_used_expert_goes_first(bert: TinyFamily, family: Family) -> None:
+    builder = evaluator_of(bert, family).builder
+    first, second, third = (key for key in builder.keys(SEPARATE) if key.component == "mlp")
+    builder._limit_bytes = 2 * builder.expert(first).nbytes
+    builder.expert(second)
+    builder.expert(first)
+    builder.expert(third)
+    assert list(builder._kept) == [first, third]
+
+
+def test_cost_counts_tensors_that_the_criterion_refused(bert: TinyFamily, family: Family) -> None:
+    evaluator = evaluator_of(bert, family, **REFUSING)
+    guess = evaluator.cost(MIXED)
+    cost = evaluator.evaluate(MIXED).cost
+    experts = [evaluator.builder.expert(key) for key in evaluator.builder.keys(MIXED)]
+    stored = sum(parameters_of(dict(expert.tensors)) for expert in experts)
+    assert cost == pytest.approx((stored + family.head_parameters()) / family.parameters, rel=1e-12)
+    assert any(expert.refused for expert in experts)
+    assert cost > guess
+    assert evaluator.cost(MIXED) == cost
+
+
+def test_cost_is_known_beforehand_where_nothing_can_be_refused(bert: TinyFamily, family: Family) -> None:
+    for codec in ({"policy": "always"}, {"policy": "never"}):
+        evaluator = evaluator_of(bert, family, method={"scale": 1.5}, codec=codec)
+        assert evaluator.cost(MIXED) == evaluator.evaluate(MIXED).cost
+
+
+def test_widened_tensors_are_counted_once_per_merged_expert(bert: TinyFamily, family: Family) -> None:
+    gentle, wild = evaluator_of(bert, family, limit_bytes=0), evaluator_of(bert, family, **REFUSING)
+    assert gentle.builder.widened() == (0, 0)
+    gentle.evaluate(SEPARATE)
+    assert gentle.builder.widened() == (0, 0)
+    for _ in range(2):
+        gentle.builder.expert(gentle.builder.keys(MERGED)[0])
+        wild.evaluate(MERGED)
+    component = gentle.builder.components[0]
+    matrices = sum(len(family.shapes[name]) == 2 for name in component.tensors)
+    assert gentle.builder.widened()[1] == matrices
+    refused = [name for key in wild.builder.keys(MERGED) for name in wild.builder.expert(key).refused]
+    assert 0 < len(refused) == wild.builder.widened()[0] <= wild.builder.widened()[1]
+
+
+def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
+    keys = evaluator.builder.keys(MIXED)
+    assert len(keys) == len(set(keys)) == sum(len(groups(partition)) for partition in MIXED)
+    chains = {task: evaluator.builder.chain(MIXED, task) for task in evaluator.runs}
+    assert set(keys) == {key for chain in chains.values() for key in chain}
+    for task, chain in chains.items():
+        assert [key.component for key in chain] == [part.name for part in evaluator.builder.components]
+        assert all(task in key.members for key in chain)

@@ -1,0 +1,92 @@
+"""Chains run from kept hidden states give the bits of chains run whole."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import decompose
+from hf_merge.merging.grouping import Grouping
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.evaluation import Evaluator
+from hf_merge.searching.running import Reuse, TaskRun
+from hf_merge.searching.space import SearchSpace
+from hf_merge.searching.states import StateCache
+from hf_merge.storing.checkpoints import Family
+from tests.modeling.test_assembly import head_of, opened, skeleton
+from tests.searching.test_evaluation import batches_of
+from tests.tiny_models import TinyFamily
+
+
+def evaluator_of(
+    tiny: TinyFamily, family: Family, limit_bytes: int, granularity: str, dtype: torch.dtype = torch.float32
+) -> Evaluator:
+    runs = {}
+    for name, task in tiny.tasks.items():
+        model = skeleton(tiny, family, name)
+        model.set_head({key: tensor.to(dtype) for key, tensor in head_of(family, name).items()})
+        runs[name] = TaskRun(name, model, *batches_of(tiny, name), task.metric)
+    components = decompose(family.shapes, granularity, stages=3)
+    method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
+    builder = ExpertBuilder(family, components, method, codec, limit_bytes=10**9)
+    return Evaluator(builder, runs, dtype, StateCache(limit_bytes))
+
+
+def neighbours(evaluator: Evaluator, count: int) -> list[Grouping]:
+    """Returns configurations each of which is a step from the one before, as a search meets them."""
+    space = SearchSpace(tuple(part.name for part in evaluator.builder.components), tuple(evaluator.runs))
+    rng = np.random.default_rng(0)
+    walk = [space.random(rng)]
+    while len(walk) < count:
+        walk.append(space.mutate(walk[-1], rng))
+    return [configuration.grouping for configuration in walk]
+
+
+@pytest.mark.parametrize("limit_bytes", [10**9, 50_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["type-stage", "layer", "type-layer"])
+@pytest.mark.parametrize("layout", ["bert", "gpt2", "vit"])
+def test_kept_states_change_no_bit_of_the_logits(
+    tiny_family: Callable[[str], TinyFamily], layout: str, granularity: str, dtype: torch.dtype, limit_bytes: int
+) -> None:
+    tiny = tiny_family(layout)
+    with opened(tiny) as family:
+        plain = evaluator_of(tiny, family, 0, granularity, dtype)
+        kept = evaluator_of(tiny, family, limit_bytes, granularity, dtype)
+        for grouping in neighbours(plain, 12):
+            assert kept.evaluate(grouping) == plain.evaluate(grouping)
+            for task in plain.runs:
+                chain = plain.builder.chain(grouping, task)
+                assert torch.equal(kept.logits(task, chain), plain.logits(task, chain))
+        assert plain.reuse.blocks_run == 0, "without states nobody counts blocks"
+        assert kept.states.held_bytes <= limit_bytes
+        if limit_bytes == 10**9:
+            assert kept.reuse.blocks_run < kept.reuse.blocks_asked
+
+
+def test_a_chain_that_differs_in_its_last_stage_runs_that_stage_alone(
+    tiny_family: Callable[[str], TinyFamily],
+) -> None:
+    tiny = tiny_family("bert")  # three blocks, three stages
+    with opened(tiny) as family:
+        evaluator = evaluator_of(tiny, family, 10**9, "type-stage")
+        names = [component.name for component in evaluator.builder.components]
+        first = tuple((0, 0, 0) for _ in names)
+        second = tuple((0, 1, 1) if name == "mlp.2" else (0, 0, 0) for name in names)
+        task = next(iter(evaluator.runs))
+        batches = len(evaluator.runs[task].batches)
+        evaluator.logits(task, evaluator.builder.chain(first, task))
+        before = evaluator.reuse
+        evaluator.logits(task, evaluator.builder.chain(second, task))
+        assert evaluator.reuse - before == Reuse(blocks_asked=3 * batches, blocks_run=batches)
+
+
+def test_without_depth_nothing_is_kept(tiny_family: Callable[[str], TinyFamily]) -> None:
+    tiny = tiny_family("bert")
+    with opened(tiny) as family:
+        evaluator = evaluator_of(tiny, family, 10**9, "type")
+        evaluator.evaluate(neighbours(evaluator, 1)[0])
+        assert evaluator.states.held_bytes == 0
