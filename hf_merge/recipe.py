@@ -17,6 +17,17 @@ from hf_merge.errors import RecipeError, nearest
 
 METRICS = ("accuracy", "matthews", "f1", "pearson_spearman")
 MAX_RECIPE_BYTES = 1 << 20
+# What a preset sets other than the defaults; a recipe may still say otherwise (docs/adr/0011-preset-fast.md).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "fast": {
+        "evaluations": 120,
+        "surrogate": "random_forest_per_task",
+        "screening": "hypervolume",
+        "imagined_generations": 15,
+        "initial": "ladder",
+    },
+}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
@@ -99,13 +110,13 @@ class MergeSpec(_Section):
 
 
 class SearchSpec(_Section):
-    """How the Pareto front is searched; the defaults are preset `paper`.
+    """How the Pareto front is searched; the defaults are preset `paper`, and `fast` changes those of `PRESETS`.
 
     `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist
     as baselines.
     """
 
-    preset: Literal["paper"] = "paper"
+    preset: Literal["paper", "fast"] = "paper"
     population: int = Field(default=20, ge=4, le=1000)
     evaluations: int = Field(default=300, ge=1)
     offspring: int = Field(default=100, ge=4, le=10_000)
@@ -113,9 +124,18 @@ class SearchSpec(_Section):
     batch_size: int = Field(default=32, ge=1, le=4096)
     max_length: int | None = Field(default=None, ge=4)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    surrogate: Literal["random_forest", "none"] = "random_forest"
-    initial: Literal["kmeans", "random"] = "kmeans"
+    surrogate: Literal["random_forest", "random_forest_per_task", "none"] = "random_forest"
+    screening: Literal["front", "hypervolume"] = "front"
+    imagined_generations: int = Field(default=0, ge=0, le=1000)
+    initial: Literal["kmeans", "ladder", "random"] = "kmeans"
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_preset(cls, given: object) -> object:
+        if not isinstance(given, dict) or not isinstance(given.get("preset"), str):
+            return given
+        return PRESETS.get(given["preset"], {}) | given
 
     @model_validator(mode="after")
     def _enough_evaluations(self) -> "SearchSpec":

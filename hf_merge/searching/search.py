@@ -1,7 +1,7 @@
 """The search for the Pareto front (Algorithm 1): k-means start, NSGA-II, a random forest that screens.
 
-Every generation, offspring are screened by predicted performance and exact cost; a few of the predicted front are
-really evaluated and told to the algorithm. All that was evaluated is the archive, and the front is its non-dominated
+Every generation, offspring are screened by predicted performance and exact cost; a few of them are really evaluated
+and told to the algorithm. All that was evaluated is the archive, and the front is its non-dominated
 part. One seed decides everything, so that the same recipe gives the same archive, and an interrupted run that repeats
 its first evaluations from memory comes to where it was.
 
@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from hf_merge.merging.grouping import Grouping
 from hf_merge.searching.evaluation import Evaluation
+from hf_merge.searching.guessing import Guess, guess_by_task, guess_performance
+from hf_merge.searching.ladder import ladder
 from hf_merge.searching.nsga2 import Nsga2
 from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
+from hf_merge.searching.screening import screen, screen_by_improvement
 from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
-from hf_merge.searching.surrogate import Surrogate, screen
 
 
-_SEEDS = 2**32  # scikit-learn takes no larger seed
+_IMAGINED_POPULATION = 60
+_PICKS = 8
+_PYMOO_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,22 @@ class SearchSettings:
         population: Size of the population, and of the first generation.
         evaluations: The most real evaluations, the first generation counted in.
         offspring: Offspring per generation that the surrogate screens.
-        surrogate: Whether a random forest screens; without it a generation is `population` offspring, all evaluated.
-        kmeans: Whether the first generation comes from k-means on task vectors, or is random.
+        surrogate: What screens: one forest (`random_forest`), one per task (`random_forest_per_task`), or nothing
+            (`none`), where a generation is `population` offspring, all evaluated.
+        screening: By what the surrogate picks: the predicted `front`, or the hoped gain of `hypervolume`.
+        imagined_generations: Generations that evolve on the surrogate alone before one is evaluated.
+        initial: Where the first generation comes from: `kmeans` on task vectors, the greedy `ladder` (half of it, and
+            k-means the rest), or `random`.
         seed: Decides everything random.
     """
 
     population: int = 20
     evaluations: int = 300
     offspring: int = 100
-    surrogate: bool = True
-    kmeans: bool = True
+    surrogate: str = "random_forest"
+    screening: str = "front"
+    imagined_generations: int = 0
+    initial: str = "kmeans"
     seed: int = 0
 
 
@@ -116,11 +126,11 @@ def run_search(
         on_evaluation: Called after each real evaluation with its result and the hypervolume reached so far.
     """
     algorithm = _started(space, grams, settings)
-    rng = np.random.default_rng([settings.seed, 1])
+    chooser = _Chooser(space, evaluator, settings, reference, np.random.default_rng([settings.seed, 1]))
     measured: list[Measured] = []
     history: list[tuple[int, float]] = []
     while len(measured) < settings.evaluations and (candidates := algorithm.ask()):
-        chosen = _choose(candidates, measured, space, evaluator, settings, rng)[: settings.evaluations - len(measured)]
+        chosen = chooser.choose(candidates, measured)[: settings.evaluations - len(measured)]
         volume = 0.0
         for configuration in _prepared(chosen, evaluator):
             measured.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
@@ -142,31 +152,70 @@ def _prepared(chosen: Sequence[Configuration], evaluator: Evaluates) -> Iterator
 
 def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:
     """Returns the algorithm with its first generation."""
-    if settings.kmeans:
+    if settings.initial == "kmeans":
         initial = kmeans_population(space, grams, settings.population, settings.seed)
+    elif settings.initial == "ladder":
+        steps = ladder(space, grams, max(2, settings.population // 2))
+        clustered = kmeans_population(space, grams, settings.population, settings.seed)
+        initial = list(dict.fromkeys([*steps, *clustered]))[: settings.population]
     else:
         initial = random_population(space, settings.population, settings.seed)
-    offspring = settings.offspring if settings.surrogate else settings.population
+    offspring = settings.population if settings.surrogate == "none" else settings.offspring
     return Nsga2(space, initial, settings.population, offspring, settings.seed)
 
 
-def _choose(
-    candidates: Sequence[Configuration],
-    measured: Sequence[Measured],
-    space: SearchSpace,
-    evaluator: Evaluates,
-    settings: SearchSettings,
-    rng: np.random.Generator,
-) -> list[Configuration]:
-    """Returns which candidates to evaluate for real: all of the first generation, then what the surrogate picks."""
-    if not measured or not settings.surrogate:
-        return list(candidates)
-    forest = Surrogate((settings.seed + len(measured)) % _SEEDS)
-    known = np.stack([space.features(entry.configuration) for entry in measured])
-    forest.fit(known, [entry.evaluation.performance for entry in measured])
-    mean, spread = forest.predict(np.stack([space.features(candidate) for candidate in candidates]))
-    costs = [evaluator.cost(candidate.grouping) for candidate in candidates]
-    return [candidates[index] for index in screen(mean, spread, costs, rng=rng)]
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses what to evaluate for real."""
+
+    space: SearchSpace
+    evaluator: Evaluates
+    settings: SearchSettings
+    reference: Reference
+    rng: np.random.Generator
+
+    def choose(self, candidates: Sequence[Configuration], measured: Sequence[Measured]) -> list[Configuration]:
+        """Returns which candidates to evaluate: all of the first generation, then what the surrogate picks."""
+        if not measured or self.settings.surrogate == "none":
+            return list(candidates)
+        guess = self._guess(measured)
+        pool = [*candidates, *self._imagined(measured, guess)]
+        mean, spread = guess(pool)
+        costs = self._costs(pool)
+        if self.settings.screening == "front":
+            picked = screen(mean, spread, costs, rng=self.rng)
+        else:
+            points = [entry.objectives for entry in measured]
+            picked = screen_by_improvement(mean, spread, costs, points, self.reference, _PICKS)
+        return [pool[index] for index in picked]
+
+    def _guess(self, measured: Sequence[Measured]) -> Guess:
+        learn = guess_by_task if self.settings.surrogate == "random_forest_per_task" else guess_performance
+        known = [entry.configuration for entry in measured]
+        scores = [entry.evaluation.scores for entry in measured]
+        return learn(self.space, known, scores, self.settings.seed + len(measured))
+
+    def _imagined(self, measured: Sequence[Measured], guess: Guess) -> list[Configuration]:
+        """Returns what generations bred on guesses alone come to, beginning with everything evaluated."""
+        if not self.settings.imagined_generations:
+            return []
+        known = [entry.configuration for entry in measured]
+        seed = (self.settings.seed + len(measured)) % _PYMOO_SEEDS
+        algorithm = Nsga2(self.space, known, _IMAGINED_POPULATION, self.settings.offspring, seed)
+        algorithm.ask()
+        costs, performances = zip(*(entry.objectives for entry in measured), strict=True)
+        algorithm.tell(known, costs, performances)
+        bred: list[Configuration] = []
+        for _ in range(self.settings.imagined_generations):
+            children = algorithm.ask()
+            if not children:
+                break
+            algorithm.tell(children, self._costs(children), guess(children)[0].tolist())
+            bred += children
+        return bred
+
+    def _costs(self, configurations: Sequence[Configuration]) -> list[float]:
+        return [self.evaluator.cost(configuration.grouping) for configuration in configurations]
 
 
 def normalised_performance(scores: Mapping[str, float], individual: Mapping[str, float]) -> float:

@@ -114,6 +114,20 @@ class SearchSpace:
             rows += [*co_membership(partition), len(sizes), *sizes, *[0] * (len(self.tasks) - len(sizes))]
         return np.array(rows, dtype=np.float64)
 
+    def chain_features(self, configuration: Configuration, task: int) -> NDArray[np.float64]:
+        """Returns what a surrogate learns a single task's score from, `[components * tasks] float64`.
+
+        For each component: whether each of the other tasks shares the task's expert, and how many do.
+
+        Args:
+            configuration: The configuration.
+            task: The task's number.
+        """
+        columns = self._columns(configuration)
+        shared = columns == columns[:, [task]]
+        rows = np.concatenate([np.delete(shared, task, axis=1), shared.sum(axis=1, keepdims=True) - 1], axis=1)
+        return rows.astype(np.float64).reshape(-1)
+
     def crossover(
         self, first: Configuration, second: Configuration, rng: np.random.Generator, *, row_swap: float = 0.2
     ) -> tuple[Configuration, Configuration]:

@@ -1,4 +1,4 @@
-"""A cheap guess at performance, and the choice of the candidates that deserve a real evaluation."""
+"""A cheap guess at performance: a random forest from features."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.utils.validation import check_is_fitted
-
-from hf_merge.searching.pareto import non_dominated, thin
 
 
 class Surrogate:
@@ -50,53 +48,3 @@ class Surrogate:
         rows = np.ascontiguousarray(features, dtype=np.float32)
         guesses = np.stack([tree.predict(rows, check_input=False) for tree in self._forest.estimators_])
         return guesses.mean(axis=0), guesses.std(axis=0)
-
-
-def screen(
-    mean: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    costs: Sequence[float] | NDArray[np.float64],
-    *,
-    least: int = 4,
-    most: int = 10,
-    explore: float = 0.1,
-    rng: np.random.Generator,
-) -> list[int]:
-    """Returns the indices of the candidates to evaluate for real, the promising by front and cost, the uncertain last.
-
-    The first front of predicted performance and exact cost is thinned by crowding to `most`, or topped up from the
-    next fronts to `least`. A share `explore` of the picks, rounded up or down at random so that it holds on average,
-    goes to the most uncertain of the other candidates, so that the surrogate does not only confirm itself.
-
-    Args:
-        mean: Predicted performances, `[candidates]`.
-        spread: Their spreads, `[candidates]`.
-        costs: Exact costs, `[candidates]`.
-        least: The fewest picks, where there are as many candidates.
-        most: The most picks; it wins over a larger `least`.
-        explore: The share of uncertain candidates, in [0, 1].
-        rng: Rounds that share.
-
-    Raises:
-        ValueError: A predicted performance or a cost is not finite.
-
-    Source: MERGE (arXiv 2602.06552), Algorithm 1; the counts and the exploring share, which it leaves open, are ours.
-    """
-    if not (np.isfinite(mean).all() and np.isfinite(costs).all()):
-        raise ValueError(f"Predicted performances {mean} and costs {costs} must be finite.")
-    remaining = list(range(len(mean)))
-    front = non_dominated(_at(costs, remaining), _at(mean, remaining))
-    count = min(max(len(front), least), most, len(remaining))
-    uncertain = min(count, int(explore * count + rng.random()))
-    picked: list[int] = []
-    while len(picked) < count - uncertain:
-        front = [remaining[index] for index in non_dominated(_at(costs, remaining), _at(mean, remaining))]
-        kept = thin(_at(costs, front), _at(mean, front), count - uncertain - len(picked))
-        picked += [front[index] for index in kept]
-        remaining = sorted(set(remaining) - set(front))
-    others = set(range(len(mean))) - set(picked)
-    return picked + sorted(others, key=lambda index: (-spread[index], index))[:uncertain]
-
-
-def _at(values: Sequence[float] | NDArray[np.float64], indices: Sequence[int]) -> list[float]:
-    return [float(values[index]) for index in indices]

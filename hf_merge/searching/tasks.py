@@ -23,6 +23,7 @@ from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
 from hf_merge.searching.labels import encode_labels
 from hf_merge.searching.metrics import is_regression_metric
 from hf_merge.searching.splits import BUILDERS, check_source, splits_by_role
+from hf_merge.storing import disk
 
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def _fetch(spec: TaskSpec, files: dict[str, str] | None) -> dict[str, "datasets.
         with _without_progress_bars():
             found = datasets.load_dataset(data.path, data.name, data_files=files, revision=data.revision, **options)
     except broken as error:
+        disk.refuse_full(error, Path(datasets.config.HF_DATASETS_CACHE))
         if isinstance(error, OSError) and data.path not in BUILDERS and not Path(data.path).exists():
             raise HubError(
                 f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {_reason(error)}. Check its "

@@ -18,6 +18,9 @@ from hf_merge.searching.space import Configuration, SearchSpace, random_populati
 SPACE = SearchSpace(("embedding", "attention", "mlp", "norm"), ("a", "b", "c", "d", "e", "f"))
 REFERENCE = Reference(1.1 * 6, 0.0)
 SMALL = SearchSettings(population=8, evaluations=40, offspring=20)
+FAST: dict[str, Any] = {
+    "surrogate": "random_forest_per_task", "screening": "hypervolume", "imagined_generations": 3,
+}  # fmt: skip
 
 
 @dataclass
@@ -72,20 +75,20 @@ def volume_of(evaluator: Synthetic, configurations: list[Configuration]) -> floa
     return hypervolume([(entry.cost, entry.performance) for entry in found], REFERENCE)
 
 
-@pytest.mark.parametrize(("surrogate", "evaluations"), [(True, 80), (False, 400)])
+@pytest.mark.parametrize(("surrogate", "evaluations"), [("random_forest", 80), ("none", 400)])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_front_beats_as_many_random_configurations(surrogate: bool, evaluations: int, seed: int) -> None:
+def test_the_front_beats_as_many_random_configurations(surrogate: str, evaluations: int, seed: int) -> None:
     archive, evaluator = run(replace(SMALL, seed=seed, evaluations=evaluations, surrogate=surrogate))
     assert archive.history[-1][1] > volume_of(evaluator, random_population(SPACE, evaluations, seed)) + 0.002
 
 
 def test_screening_beats_evaluating_every_offspring() -> None:
     screened, _ = run(replace(SMALL, evaluations=80))
-    plain, _ = run(replace(SMALL, evaluations=80, surrogate=False))
+    plain, _ = run(replace(SMALL, evaluations=80, surrogate="none"))
     assert screened.history[-1][1] > plain.history[-1][1]
 
 
-@pytest.mark.parametrize("changes", [{}, {"surrogate": False}, {"kmeans": False}])
+@pytest.mark.parametrize("changes", [{}, {"surrogate": "none"}, {"initial": "random"}, {"initial": "ladder"}, FAST])
 def test_the_same_seed_gives_the_same_archive(changes: dict[str, Any]) -> None:
     settings = replace(SMALL, **changes)
     np.random.seed(5)
@@ -107,8 +110,8 @@ def test_preparing_several_at_once_changes_nothing(ahead: int) -> None:
 
 
 @pytest.mark.parametrize("evaluations", [1, 5, 8, 9, 27])
-@pytest.mark.parametrize("surrogate", [True, False])
-def test_there_are_never_more_evaluations_than_allowed(evaluations: int, surrogate: bool) -> None:
+@pytest.mark.parametrize("surrogate", ["random_forest", "random_forest_per_task", "none"])
+def test_there_are_never_more_evaluations_than_allowed(evaluations: int, surrogate: str) -> None:
     archive, evaluator = run(replace(SMALL, evaluations=evaluations, surrogate=surrogate))
     assert len(archive.measured) == len(evaluator.asked) == archive.history[-1][0] == evaluations
 
@@ -118,9 +121,9 @@ def test_nothing_is_evaluated_twice() -> None:
     assert len(set(evaluator.asked)) == 60
 
 
-@pytest.mark.parametrize("kmeans", [True, False])
-def test_the_first_generation_is_counted_and_holds_both_extremes(kmeans: bool) -> None:
-    archive, _ = run(replace(SMALL, kmeans=kmeans))
+@pytest.mark.parametrize("initial", ["kmeans", "ladder", "random"])
+def test_the_first_generation_is_counted_and_holds_both_extremes(initial: str) -> None:
+    archive, _ = run(replace(SMALL, initial=initial))
     first = [entry.configuration for entry in archive.measured[: SMALL.population]]
     assert SPACE.all_merged() in first
     assert SPACE.all_separate() in first
@@ -128,12 +131,12 @@ def test_the_first_generation_is_counted_and_holds_both_extremes(kmeans: bool) -
 
 
 def test_k_means_and_random_start_differently() -> None:
-    one, other = run()[0], run(replace(SMALL, kmeans=False))[0]
+    one, other = run()[0], run(replace(SMALL, initial="random"))[0]
     assert [entry.configuration for entry in one.measured[:8]] != [entry.configuration for entry in other.measured[:8]]
 
 
 def test_without_a_surrogate_a_generation_is_the_population() -> None:
-    archive, _ = run(replace(SMALL, surrogate=False))
+    archive, _ = run(replace(SMALL, surrogate="none"))
     assert [count for count, _ in archive.history] == [8, 16, 24, 32, 40]
 
 
@@ -161,13 +164,13 @@ def test_each_evaluation_is_told_before_the_next_begins() -> None:
 
 
 @pytest.mark.parametrize(("components", "tasks", "size"), [(1, 1, 1), (4, 1, 1), (1, 2, 2), (1, 3, 5), (2, 3, 25)])
-@pytest.mark.parametrize("surrogate", [True, False])
-@pytest.mark.parametrize("kmeans", [True, False])
+@pytest.mark.parametrize("surrogate", ["random_forest", "random_forest_per_task", "none"])
+@pytest.mark.parametrize("initial", ["kmeans", "ladder", "random"])
 def test_an_exhausted_space_ends_the_search(
-    components: int, tasks: int, size: int, surrogate: bool, kmeans: bool
+    components: int, tasks: int, size: int, surrogate: str, initial: str
 ) -> None:
     space = SearchSpace(tuple(f"c{i}" for i in range(components)), tuple(f"t{i}" for i in range(tasks)))
-    archive, evaluator = run(replace(SMALL, surrogate=surrogate, kmeans=kmeans), space)
+    archive, evaluator = run(replace(SMALL, surrogate=surrogate, initial=initial), space)
     assert len(set(evaluator.asked)) == len(evaluator.asked) == len(archive.measured)
     # What the operators reach of a tiny space may fall short of it, but the extremes are always there.
     assert len(archive.measured) == size if size <= 5 else len(archive.measured) <= size
