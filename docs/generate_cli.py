@@ -18,8 +18,10 @@ HEAD = """# The command line
 
 {help}
 
-Results go to stdout, progress and messages to stderr; `--json` makes the result one JSON document. The exit codes are
-in [ADR 2](adr/0002-exit-codes.md): 0 is done, 2 is something that you can mend, 1 is our bug. `hf-merge --help` lists
+Results go to stdout, progress and messages to stderr; `--json` makes the result one JSON document. On a terminal the
+progress is a bar. A search whose stderr is no terminal writes a line every half a minute instead, and with `--json`
+its events as lines of JSON ([format.md](format.md), section 15). The exit codes are in
+[ADR 2](adr/0002-exit-codes.md): 0 is done, 2 is something that you can mend, 1 is our bug. `hf-merge --help` lists
 the commands, `hf-merge COMMAND --help` says what is below, and `hf-merge --version` prints the version.
 """
 

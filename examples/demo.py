@@ -18,7 +18,8 @@ from pyarrow import parquet
 from hf_merge import MergeModel, Recipe, build, report, search
 from hf_merge.errors import InputError
 from hf_merge.workflow.run_folder import PLOT_FILE
-from hf_merge.workflow.tables import front_table, report_table
+from hf_merge.workflow.summary import summarise
+from hf_merge.workflow.tables import report_table, search_table
 
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -51,7 +52,7 @@ def main(out: Path) -> None:
     recipe = Recipe.parse(recipe_document(base, dict(zip(TASKS, checkpoints, strict=True))), "the demo's recipe")
     say(f"2. The Pareto front of storage against performance, {EVALUATIONS} real evaluations")
     front = search(recipe, out, resume=(out / "recipe.yaml").exists())
-    print(front_table(front))
+    print(search_table(front, summarise(out, front)))
     say("3. Every configuration of the front as a folder of its own, and the router")
     build(out)
     say("4. The same front on test rows, with the task known and with routing")

@@ -58,7 +58,10 @@ def test_results_are_on_stdout_and_messages_on_stderr(tiny_run: TinyRun, tmp_pat
     found = run("search", tiny_run.recipe_file, "--out", out, "--json")
     assert [point["id"] for point in document(found)["points"]] == [point.id for point in tiny_run.front.points]
     assert (out / "front.json").read_bytes() == (tiny_run.folder / "front.json").read_bytes()
-    assert "Info: Range criterion" in found.stderr and "evaluation" in found.stderr
+    events = [json.loads(line) for line in found.stderr.splitlines() if line.startswith("{")]
+    assert [event["event"] for event in events] == ["started", "references", *["evaluation"] * 9, "finished"]
+    assert events[-1]["hypervolume"] == tiny_run.front.hypervolume
+    assert "Info: Range criterion" in found.stderr
     built = run("build", out, "--max-configs", 1, "--json")
     (member,) = document(built)
     assert Path(member).parent == out / "members"
@@ -81,6 +84,28 @@ def test_every_command_prints_one_json_document(tiny_run: TinyRun) -> None:
     assert document(run("show", tiny_run.members[0], "--json"))["id"] == tiny_run.members[0].name
     assert len(document(run("report", tiny_run.folder, "--json"))["rows"]) == 1 + len(tiny_run.members)
     assert document(run("eval", tiny_run.folder, "--budget", "1.0", "--json"))["role"] == "member"
+
+
+def test_a_search_ends_with_its_front_and_how_it_went(tiny_run: TinyRun, tmp_path: Path) -> None:
+    found = run("search", tiny_run.recipe_file, "--out", tmp_path / "run")
+    assert found.exit_code == 0
+    assert tiny_run.front.points[0].id in found.stdout and "best within 0.5" in found.stdout
+    assert "search: 9/9 evaluations" in found.stderr and "\r" not in found.stderr and "{" not in found.stderr
+
+
+def test_how_a_search_went_is_drawn_without_members_and_without_rows(tiny_run: TinyRun, tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "front.json", "journal.jsonl", "timings.jsonl"):
+        shutil.copy(tiny_run.folder / name, tmp_path)
+    found = document(run("report", tmp_path, "--search", "--json"))
+    assert (found["evaluations"], found["timed"], found["pairs_asked"]) == (9, 9, 27)
+    assert found["best"]["0.25"] is None and found["best"]["1"]["cost"] <= 1
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "timings.jsonl").write_bytes(b"damaged\n")
+    shown = run("report", tmp_path, "--search")
+    assert shown.exit_code == 0 and "evaluations" in shown.stdout and "time " not in shown.stdout
+    assert "Warning: No times are shown" in shown.stderr
+    (tmp_path / "front.json").unlink()
+    refuse(run("report", tmp_path, "--search"), "has not ended", "--resume")
 
 
 def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:

@@ -18,10 +18,15 @@ from pydantic import BaseModel
 
 from hf_merge.cli import app
 from hf_merge.recipe import Recipe
+from hf_merge.searching.evaluation import Evaluation
+from hf_merge.searching.search import Measured
+from hf_merge.searching.space import Configuration
 from hf_merge.storing import chains, front
 from hf_merge.storing.chain_entries import ROUTER_FILE, SETTINGS_FILES, TOKENIZER_FILES
 from hf_merge.storing.durable import Journal
 from hf_merge.storing.front import FrontPoint
+from hf_merge.storing.timings import Timing, read_timings
+from hf_merge.workflow.progress import followed
 
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +165,7 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
     known = set(recipe_keys(Recipe))
     for span in code(page):
         found = re.fullmatch(r"(base|merge|search|router)\.([a-z_]+)(?::.*)?", span)
-        if found and found[2] not in ("safetensors", "json", "py", "md"):
+        if found and found[2] not in ("safetensors", "json", "png", "py", "md"):
             key = f"{found[1]}.{found[2]}"
             in_map = key in first_cells(section("chains.json")) and page == FORMAT
             assert key in known or in_map, f"'{span}' is no setting of a recipe"
@@ -229,6 +234,35 @@ def test_the_example_of_a_journal_is_one(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
         assert [record["kind"] for record in journal.records()] == ["inputs", "references", "evaluation"]
         assert journal.cut_bytes == 0
+
+
+def test_the_example_of_times_is_one_and_every_key_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "timings.jsonl").write_bytes(json_example("timings.jsonl and events"))
+    assert [timing.number for timing in read_timings(tmp_path / "timings.jsonl")] == [1, 2]
+    times, _ = section("timings.jsonl and events").split("**Events.**")
+    assert first_cells(times) == keys_of(Timing(0, 0.0, 0.0, 0, 0, 0, 0))
+
+
+def test_every_event_and_its_keys_are_explained(tmp_path: Path) -> None:
+    told = events_of_a_search(tmp_path / "timings.jsonl")
+    _, events = section("timings.jsonl and events").split("**Events.**")
+    kinds, keys = events.split("| key |")
+    assert first_cells(kinds) == {event["event"] for event in told}
+    elsewhere = {"event", "individual", "pretrained", "pairs_asked", "pairs_run", "blocks_asked", "blocks_run"}
+    assert {key for event in told for key in event} - elsewhere == first_cells(keys)
+
+
+def events_of_a_search(timings: Path) -> list[Mapping[str, Any]]:
+    """Returns every kind of event, as the progress of a resumed search tells them."""
+    told: list[Mapping[str, Any]] = []
+    measured = Measured(Configuration(((0, 0),)), Evaluation({"a": 0.5}, 0.3))
+    with followed(2, 1, timings, told.append) as progress:
+        progress.started(["a"], 1)
+        progress.references({"a": 0.9}, {"a": 0.1})
+        progress.evaluated(measured, 0.4)
+        progress.evaluated(measured, 0.4)
+        progress.finished()
+    return told
 
 
 def test_the_texts_that_ids_are_made_of_give_the_ids_of_the_examples() -> None:

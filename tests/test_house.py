@@ -82,7 +82,7 @@ THIRD_PARTIES = {
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.model")),
     "jinja2": Place(loading=("storing.markdown",)),
-    "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot")),
+    "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot", "storing.search_plot")),
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
     "peft": Place(inside=("storing.adapters", "modeling.assembly")),
     "PIL": Place(loading=("modeling.inputs", "searching.tasks"), inside=("workflow*", "cli", "serving.model")),
@@ -96,13 +96,14 @@ THIRD_PARTIES = {
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
-            "modeling.*", "searching.evaluation", "searching.ranks", "serving.*", "workflow*",
+            "modeling.*", "searching.building", "searching.evaluation", "searching.ranks",
+            "searching.running", "serving.*", "workflow*",
         ),
         inside=("searching.*",),
     ),
     "tqdm": Place(loading=("cli", "workflow*", "searching.*", "storing.hub*"), inside=("storing.*", "serving.*")),
     "transformers": Place(loading=("modeling.*", "serving.model")),
-    "typer": Place(loading=("cli",)),
+    "typer": Place(loading=("cli*",)),
     "yaml": Place(loading=("recipe", "storing.card*")),
 }  # fmt: skip
 

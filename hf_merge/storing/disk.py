@@ -93,3 +93,21 @@ def naming(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 advice = f"{shutil.disk_usage(path.parent).free} bytes are free there: make room"
         raise ResourceError(f"{path}: the system answers '{error.strerror}'. {advice}, then run again.") from error
+
+
+def refuse_full(error: BaseException, folder: Path) -> None:
+    """Returns where an error of somebody else's code has another root than a full or read-only disk below `folder`.
+
+    Raises:
+        ResourceError: It has that root; the folder is named.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, OSError):
+        return
+    code = error.errno
+    if code is None and folder.is_dir() and not shutil.disk_usage(folder).free:
+        code = errno.ENOSPC  # `datasets` looks before it writes, and its error has no number
+    if code in (*_FULL, errno.EROFS):
+        with naming(folder):
+            raise OSError(code, os.strerror(code)) from error

@@ -111,11 +111,11 @@ class Journal:
 
     Attributes:
         path: Where it lies.
-        cut_bytes: How many bytes of an unfinished last line were cut off on opening; 0 after a clean end.
+        cut_bytes: How many bytes of an unfinished last line were cut off, or left out; 0 after a clean end.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the journal at `path`.
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Opens the journal at `path`; with `read_only` it must be there, is left as it is, and may be in use.
 
         Raises:
             RunFolderError: A line before the last is damaged, or this is no journal.
@@ -125,11 +125,12 @@ class Journal:
         self._records: list[dict[str, JsonValue]] = []
         self._checksum = 0
         with disk.naming(path):
-            existed = path.exists()
-            self._descriptor: int | None = disk.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            existed = read_only or path.exists()
+            flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._descriptor: int | None = disk.open_file(path, flags)
             try:
                 self._end, self.cut_bytes = self._recover(path.read_bytes())
-                if self.cut_bytes:
+                if self.cut_bytes and not read_only:
                     disk.truncate(self._descriptor, self._end)
                     disk.sync(self._descriptor)
                 if not existed:

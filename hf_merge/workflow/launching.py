@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hf_merge.recipe import Recipe
 from hf_merge.searching.ranks import Ranks
 
 
-_LAST_WORDS_SECONDS = 5.0
+_END_SECONDS, _LAST_WORDS_SECONDS = 1.0, 5.0
 
 
 @contextmanager
@@ -80,6 +81,7 @@ def _started(recipe: Recipe, out: Path, processes: int) -> Iterator[None]:
             with _environment(common | _place(0)):
                 yield
         except WorkerError as error:
+            _wait_for_the_first_end(workers)
             raise WorkerError(
                 " ".join([str(error), *filter(None, (worker.last_words() for worker in workers))])
             ) from error
@@ -98,6 +100,10 @@ class _Worker:
                 command, env={**os.environ, **common, **_place(rank)}, stdout=subprocess.DEVNULL, stderr=said
             )
 
+    def has_ended(self) -> bool:
+        """Returns whether the process is gone."""
+        return self._process.poll() is not None
+
     def last_words(self) -> str:
         """Returns how it ended and what it said last, nothing where it is still there."""
         code = self._process.poll()
@@ -115,6 +121,13 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _wait_for_the_first_end(workers: Sequence[_Worker]) -> None:
+    """Returns when a worker has ended, or none does; a dying process closes its connections before it has ended."""
+    end = time.monotonic() + _END_SECONDS
+    while not any(worker.has_ended() for worker in workers) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _place(rank: int) -> dict[str, str]:

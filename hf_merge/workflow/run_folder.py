@@ -1,18 +1,67 @@
 """A run folder: what it is called inside, whether it is free for a recipe, and what a finished one holds."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 from hf_merge.errors import RunFolderError
 from hf_merge.recipe import Recipe, differences
+from hf_merge.storing import disk, results
 from hf_merge.storing import front as fronts
-from hf_merge.storing import results
+from hf_merge.storing.durable import FolderLock
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
 
 
 RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
+TIMINGS_FILE, SEARCH_PLOT_FILE = "timings.jsonl", "search.png"
 REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
 CHECKPOINTS_FOLDER = "checkpoints"  # fine-tunes may be kept in the run folder that merges them
+
+
+class Claim(ExitStack):
+    """The right to search into a run folder, as a context manager that holds the folder's lock.
+
+    A run that was begun before is locked on entering, so that whoever works on it is known at once and not after the
+    minutes that a search needs to begin. A new folder is made and locked by `make` only, when the input is known to be
+    right; nothing is written into a folder that is not ours.
+    """
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        """Prepares the claim to `out`; `resume` is whether to continue the run that it holds."""
+        super().__init__()
+        self._out, self._resume, self._held = out, resume, False
+
+    def __enter__(self) -> Self:
+        """Claims the folder as far as it is there.
+
+        Raises:
+            RunFolderError: It is not ours, there is nothing to resume, or another process holds it.
+            ResourceError: It cannot be read or written.
+        """
+        with disk.naming(self._out):
+            _require_ours(self._out, resume=self._resume)
+            begun = (self._out / LOCK_FILE).exists()
+        if begun:
+            self._lock()
+        return self
+
+    def make(self, recipe: Recipe) -> None:
+        """Makes the folder for a recipe unless it is there, and holds its lock from now on.
+
+        Raises:
+            RunFolderError: Another process holds it, or has begun another run there in the meantime.
+            ResourceError: It cannot be made or written.
+        """
+        if not self._held:
+            with disk.naming(self._out):
+                self._out.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            require_free(self._out, recipe, resume=self._resume)
+
+    def _lock(self) -> None:
+        self.enter_context(FolderLock(self._out))
+        self._held = True
 
 
 def require_free(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -20,20 +69,11 @@ def require_free(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
     Raises:
         RunFolderError: It is something else; where it holds another recipe, the settings that differ are listed.
+        ResourceError: It cannot be read.
     """
-    if not out.exists():
-        if resume:
-            raise RunFolderError(f"{out} does not exist, so there is no run to resume. Leave out --resume.")
-        return
-    if not out.is_dir():
-        raise RunFolderError(f"{out} is a file; give --out a folder.")
-    names = {path.name for path in out.iterdir() if not path.name.endswith(".part")}
-    names -= {CHECKPOINTS_FOLDER, LOCK_FILE}
-    held = RECIPE_FILE if RECIPE_FILE in names else min(names, default=None)
-    if held is None or names == {JOURNAL_FILE}:  # the second: killed before the recipe was written
-        return
-    if held != RECIPE_FILE or not (out / JOURNAL_FILE).is_file():
-        raise RunFolderError(f"{out} holds '{held}' and is no run folder of hf-merge. Choose a new or empty folder.")
+    with disk.naming(out):
+        if not _require_ours(out, resume=resume):
+            return
     changed = differences(Recipe.load(out / RECIPE_FILE), recipe)
     if changed:
         listed = "\n  ".join(changed)
@@ -44,6 +84,24 @@ def require_free(out: Path, recipe: Recipe, *, resume: bool) -> None:
         raise RunFolderError(
             f"{out} already holds this run. Continue it with --resume, or choose another folder with --out."
         )
+
+
+def _require_ours(out: Path, *, resume: bool) -> bool:
+    """Returns whether a folder holds a run of some recipe; one that is neither that, new nor empty is refused."""
+    if not out.exists():
+        if resume:
+            raise RunFolderError(f"{out} does not exist, so there is no run to resume. Leave out --resume.")
+        return False
+    if not out.is_dir():
+        raise RunFolderError(f"{out} is a file; give --out a folder.")
+    names = {path.name for path in out.iterdir() if not path.name.endswith(".part")}
+    names -= {CHECKPOINTS_FOLDER, LOCK_FILE}
+    held = RECIPE_FILE if RECIPE_FILE in names else min(names, default=None)
+    if held is None or names == {JOURNAL_FILE}:  # the second: killed before the recipe was written
+        return False
+    if held != RECIPE_FILE or not (out / JOURNAL_FILE).is_file():
+        raise RunFolderError(f"{out} holds '{held}' and is no run folder of hf-merge. Choose a new or empty folder.")
+    return True
 
 
 def read_run(run: Path) -> tuple[Front, Recipe]:

@@ -4,42 +4,41 @@ Everything that can be wrong with the input is found before the run folder is ma
 before the next begins, so that a run killed at any moment continues with `--resume` to the very same front.
 """
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from hf_merge.errors import RunFolderError
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.task_vectors import Geometry, measure
 from hf_merge.recipe import Recipe
-from hf_merge.searching.evaluation import Evaluation, ExpertBuilder, mean_score, reference_chain
-from hf_merge.searching.pareto import Reference, best_within
+from hf_merge.searching.building import ExpertBuilder, reference_chain
+from hf_merge.searching.evaluation import Evaluation, mean_score
+from hf_merge.searching.pareto import Reference
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.searching.space import Configuration, SearchSpace
-from hf_merge.storing import disk, hub
+from hf_merge.searching.states import StateCache
 from hf_merge.storing import front as fronts
-from hf_merge.storing.durable import FolderLock, Journal, sweep_partials, write_atomic
+from hf_merge.storing import hub
+from hf_merge.storing.durable import Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.workflow.advice import advise, log_ranges
 from hf_merge.workflow.launching import joined_ranks
+from hf_merge.workflow.progress import Listener, Progress, followed, waiting
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
-from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, require_free
+from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, TIMINGS_FILE, Claim, require_free
 
 
-logger = logging.getLogger(__name__)
-SHOWN_BUDGETS = (0.3, 0.5, 1.0)
 ALL_MERGED, ALL_SEPARATE = "all-merged", "all-separate"
-_UNRELATED = 0.5
+STATE_BYTES = 2 * 10**9
 
 
 def search(
@@ -49,10 +48,11 @@ def search(
     resume: bool = False,
     processes: int = 1,
     deadline_seconds: float = DEADLINE_SECONDS,
-    progress: bool = True,
+    state_bytes: int = STATE_BYTES,
+    progress: bool | Listener = True,
     access: hub.Access = hub.AS_USUAL,
 ) -> Front:
-    """Searches the Pareto front of a recipe and returns it; `out` then holds recipe, journal and front.
+    """Searches the Pareto front of a recipe and returns it; `out` then holds recipe, journal, times and front.
 
     Args:
         recipe: What to search.
@@ -60,7 +60,8 @@ def search(
         resume: Continue the run that `out` holds.
         processes: How many processes to evaluate in; those of a launcher (torchrun, accelerate launch) are joined.
         deadline_seconds: How long one process waits for another before the run is given up.
-        progress: Show progress on stderr.
+        state_bytes: What kept hidden states may take in each process, in bytes; changes the time, never the front.
+        progress: Show progress on stderr, or a function to call with every event instead (docs/format.md).
         access: How to reach the Hub, where the sources are there.
 
     Raises:
@@ -69,28 +70,44 @@ def search(
     """
     with joined_ranks(recipe, out, processes, deadline_seconds) as ranks:
         if ranks.leads:
-            return _lead(recipe, out, ranks, resume, progress, access)
+            return _lead(_Request(recipe, out, resume, state_bytes, progress, access), ranks)
         return _work(ranks, access)
 
 
-def _lead(recipe: Recipe, out: Path, ranks: Ranks, resume: bool, progress: bool, access: hub.Access) -> Front:
+@dataclass(frozen=True)
+class _Request:
+    """What `search` was asked for."""
+
+    recipe: Recipe
+    out: Path
+    resume: bool
+    state_bytes: int
+    progress: bool | Listener
+    access: hub.Access
+
+
+def _lead(asked: _Request, ranks: Ranks) -> Front:
     """Returns the front, searched by rank 0 with the help of the others."""
-    with open_project(recipe, access=access) as project:
-        require_free(out, project.recipe, resume=resume)
-        ranks.share(project.recipe)
-        evaluator = _evaluator(project, ranks)
-        geometry = _measure(project, progress)
-        _advise(project, geometry)
+    out = asked.out
+    with Claim(out, resume=asked.resume) as claim, open_project(asked.recipe, access=asked.access) as project:
+        require_free(out, project.recipe, resume=asked.resume)
+        ranks.share((project.recipe, asked.state_bytes))
+        evaluator = _evaluator(project, ranks, asked.state_bytes)
+        geometry = _measure(project, asked.progress)
+        advise(project, geometry)
         sources = project.family.digests()
-        with disk.naming(out):
-            out.mkdir(parents=True, exist_ok=True)
-        with FolderLock(out), Journal(out / JOURNAL_FILE) as journal:
+        claim.make(project.recipe)
+        with Journal(out / JOURNAL_FILE) as journal:
             sweep_partials(out)
             write_atomic(out / RECIPE_FILE, project.recipe.dump().encode())
             history = read_history(journal.records(), str(journal.path))
-            front = _Run(project, evaluator, geometry, journal, history, sources, progress).run()
-            write_atomic(out / FRONT_FILE, fronts.dump(front))
-            _log_ranges(project, evaluator.builder)
+            done = len(history.evaluations)
+            with followed(_total(project), done, out / TIMINGS_FILE, asked.progress) as watch:
+                watch.started(project.family.tasks, ranks.count)
+                front = _Run(project, evaluator, geometry, journal, history, sources, watch).run()
+                write_atomic(out / FRONT_FILE, fronts.dump(front))
+                watch.finished()
+            log_ranges(project, evaluator.builder)
     evaluator.dismiss()
     ranks.share(front)
     return front
@@ -98,17 +115,18 @@ def _lead(recipe: Recipe, out: Path, ranks: Ranks, resume: bool, progress: bool,
 
 def _work(ranks: Ranks, access: hub.Access) -> Front:
     """Returns the front that rank 0 found, after working for it."""
-    recipe: Recipe = ranks.receive()
+    recipe, state_bytes = ranks.receive()
     with open_project(recipe, access=access) as project:
-        _evaluator(project, ranks).work()
+        _evaluator(project, ranks, state_bytes).work()
     front: Front = ranks.receive()
     return front
 
 
-def _evaluator(project: Project, ranks: Ranks) -> SharedEvaluator:
+def _evaluator(project: Project, ranks: Ranks, state_bytes: int) -> SharedEvaluator:
     data = load_rows(project.recipe, project.heads)
     runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project))
-    return SharedEvaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype], ranks=ranks)
+    states = StateCache(state_bytes)
+    return SharedEvaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype], states, ranks=ranks)
 
 
 def new_builder(project: Project) -> ExpertBuilder:
@@ -120,6 +138,14 @@ def new_builder(project: Project) -> ExpertBuilder:
     return ExpertBuilder(project.family, project.components, project.method, project.codec, limit_bytes=limit)
 
 
+def _space(project: Project) -> SearchSpace:
+    return SearchSpace(tuple(component.name for component in project.components), tuple(project.family.tasks))
+
+
+def _total(project: Project) -> int:
+    return min(search_settings(project.recipe).evaluations, _space(project).size)
+
+
 def search_settings(recipe: Recipe) -> SearchSettings:
     """Returns the search settings of a recipe."""
     section = recipe.search
@@ -127,8 +153,10 @@ def search_settings(recipe: Recipe) -> SearchSettings:
         population=section.population,
         evaluations=section.evaluations,
         offspring=section.offspring,
-        surrogate=section.surrogate == "random_forest",
-        kmeans=section.initial == "kmeans",
+        surrogate=section.surrogate,
+        screening=section.screening,
+        imagined_generations=section.imagined_generations,
+        initial=section.initial,
         seed=section.seed,
     )
 
@@ -143,22 +171,20 @@ class _Run:
     journal: Journal
     history: History
     sources: Mapping[str, str]
-    progress: bool
-    _done: list[Measured] = field(default_factory=list)
+    watch: Progress
+    _done: int = 0
 
     def run(self) -> Front:
         """Returns the front, after as many real evaluations as the recipe allows."""
         self._require_same_inputs()
         self._replay()
         references = self.history.references or self._measure_references()
-        components = tuple(component.name for component in self.project.components)
-        space = SearchSpace(components, tuple(self.project.family.tasks))
+        self.watch.references(references.individual, references.pretrained)
+        space = _space(self.project)
         separate = space.all_separate()
         box = Reference.from_extremes(self.evaluator.cost(separate.grouping), mean_score(references.pretrained))
         settings = search_settings(self.project.recipe)
-        total = min(settings.evaluations, space.size)
-        with tqdm(total=total, desc="search", unit="evaluation", disable=not self.progress) as bar:
-            archive = run_search(space, self.evaluator, self._grams(), settings, box, self._recorder(bar))
+        archive = run_search(space, self.evaluator, self._grams(), settings, box, self._record)
         return self._front(archive, references, {ALL_MERGED: space.all_merged(), ALL_SEPARATE: separate})
 
     def _grams(self) -> list[NDArray[np.float64]]:
@@ -194,24 +220,17 @@ class _Run:
         self.evaluator.run_pairs(
             [(task, reference_chain(components, members)) for task in tasks for members in ((), (task,))]
         )
-        with tqdm(total=2 * len(tasks), desc="references", unit="task", disable=not self.progress) as bar:
-            for task in tasks:
-                pretrained[task] = self.evaluator.score(task, reference_chain(components, ()))
-                bar.update()
-                individual[task] = self.evaluator.score(task, reference_chain(components, (task,)))
-                bar.update()
+        for task in tasks:
+            pretrained[task] = self.evaluator.score(task, reference_chain(components, ()))
+            individual[task] = self.evaluator.score(task, reference_chain(components, (task,)))
         references = References(individual, pretrained)
         self.journal.append(references.record())
         return references
 
-    def _recorder(self, bar: "tqdm[Any]") -> Callable[[Measured, float], None]:
-        def record(measured: Measured, volume: float) -> None:
-            self._done.append(measured)
-            self._note(measured, len(self._done))
-            bar.set_postfix_str(self._summary(volume), refresh=False)
-            bar.update()
-
-        return record
+    def _record(self, measured: Measured, volume: float) -> None:
+        self._done += 1
+        self._note(measured, self._done)
+        self.watch.evaluated(measured, volume)
 
     def _note(self, measured: Measured, number: int) -> None:
         """Appends an evaluation to the journal, or compares it with the journal where it is replayed."""
@@ -229,12 +248,6 @@ class _Run:
             f"{self.journal.path}: evaluation {number} is not the one that this recipe asks for; the journal was "
             "written by another version or on other data. Search again into another folder."
         )
-
-    def _summary(self, volume: float) -> str:
-        points = [entry.objectives for entry in self._done]
-        best = [(budget, best_within(points, budget)) for budget in SHOWN_BUDGETS]
-        shown = " ".join(f"P({budget:g})={points[index][1]:.3f}" for budget, index in best if index is not None)
-        return f"{shown} HV={volume:.4f}"
 
     def _front(self, archive: Archive, references: References, extremes: Mapping[str, Configuration]) -> Front:
         known = {entry.configuration: entry.evaluation for entry in archive.measured}
@@ -273,40 +286,7 @@ class _Run:
         return FrontPoint(name, evaluation.cost, evaluation.performance, normalised, dict(evaluation.scores), grouping)
 
 
-def _measure(project: Project, progress: bool) -> Geometry:
+def _measure(project: Project, progress: bool | Listener) -> Geometry:
     family = project.family
-    total = sum(map(prod, family.shapes.values()))
-    with tqdm(total=total, desc="task vectors", unit="parameter", unit_scale=True, disable=not progress) as bar:
+    with waiting(progress, "task vectors", sum(map(prod, family.shapes.values())), "parameter") as bar:
         return measure(project.components, family.shapes, family.base, family.tasks, bar.update)
-
-
-def _advise(project: Project, geometry: Geometry) -> None:
-    """Warns of what is allowed but seldom meant: one task only, a fine-tune far from the base, or two equal ones."""
-    tasks, gram = list(project.family.tasks), geometry.total()
-    if len(tasks) == 1:
-        logger.warning(
-            "One task only ('%s'): nothing can be merged, so the front is this fine-tune, stored by the codec.",
-            tasks[0],
-        )
-    for task, norm in zip(tasks, geometry.relative_norms(), strict=True):
-        if norm > _UNRELATED:
-            share = 100 * norm
-            logger.warning(
-                "Task '%s': its weights differ from the base by %.0f %% of the base's norm; is it of this base?",
-                task,
-                share,
-            )
-    for first in range(len(tasks)):
-        for second in range(first):
-            if gram[first, first] + gram[second, second] - 2 * gram[first, second] <= 1e-12 * gram[first, first]:
-                logger.warning("Tasks '%s' and '%s' have the same backbone weights.", tasks[second], tasks[first])
-
-
-def _log_ranges(project: Project, builder: ExpertBuilder) -> None:
-    """Logs how often the criterion of Eq. 6 held, whatever the policy did with it."""
-    wider, tensors = builder.widened()
-    if tensors:
-        share, policy = 100 * (tensors - wider) / tensors, project.codec.mapping.get("policy", "none")
-        logger.info(
-            "Range criterion: %.1f %% of the %d merged tensors built now pass; policy %s.", share, tensors, policy
-        )

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
-from hf_merge.workflow.evaluate import Evaluation
-from hf_merge.workflow.plan import Plan
-from hf_merge.workflow.publish import Publication
+from hf_merge.workflow.summary import Best, SearchSummary
+
+
+if TYPE_CHECKING:  # these load torch, which a table can do without
+    from hf_merge.serving.model import Prediction
+    from hf_merge.workflow.evaluate import Evaluation
+    from hf_merge.workflow.plan import Plan
+    from hf_merge.workflow.publish import Publication
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -56,12 +61,45 @@ def front_table(front: Front) -> str:
     return head + "\n" + text_table(header, rows)
 
 
+def search_table(front: Front, summary: SearchSummary) -> str:
+    """Returns what a search found, and how it went."""
+    return f"{front_table(front)}\n\n{summary_table(summary)}"
+
+
+def summary_table(summary: SearchSummary) -> str:
+    """Returns how a search went as text."""
+    rows = {
+        "evaluations": f"{summary.evaluations}, of which {summary.front} on the front",
+        "hypervolume": f"{summary.hypervolume:.4f}",
+        **{f"best within {budget}": _best(best) for budget, best in summary.best.items()},
+    }
+    if summary.seconds is not None:
+        rows["time"] = _duration(summary.seconds)
+        rows["chains run"] = _spared(summary.pairs_asked, summary.pairs_run)
+    if summary.blocks_asked:
+        rows["blocks run in them"] = _spared(summary.blocks_asked, summary.blocks_run)
+    if 0 < summary.timed < summary.evaluations:
+        rows["times and counts"] = f"of {summary.timed} evaluations, the others' are lost"
+    width = max(map(len, rows))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+
+
+def _best(best: Best | None) -> str:
+    if best is None:
+        return "-"
+    return f"{best.id}: C = {best.cost:.4f}, P = {best.performance:.4f}, {_percent(best.normalised)} % of individual"
+
+
+def _spared(asked: int, run: int) -> str:
+    return f"{run:,} of {asked:,} ({100 * (asked - run) / max(asked, 1):.1f} % had been run before)"
+
+
 def front_json(front: Front) -> dict[str, Any]:
     """Returns the front as one JSON document."""
     return asdict(front)
 
 
-def plan_table(plan: Plan) -> str:
+def plan_table(plan: "Plan") -> str:
     """Returns a plan as text."""
     rows = [
         [
@@ -108,7 +146,15 @@ def report_table(report: Report) -> str:
     return text_table(header, rows) + "\n\n" + _router_line(report.router_accuracy)
 
 
-def evaluation_table(found: Evaluation) -> str:
+def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") -> str:
+    """Returns answers with their inputs, one line each, in columns that a tab divides."""
+    return "\n".join(
+        f"{answer.task}\t{answer.label if answer.label is not None else '-'}\t{answer.score:.4f}\t{given}"
+        for given, answer in zip(inputs, answers, strict=True)
+    )
+
+
+def evaluation_table(found: "Evaluation") -> str:
     """Returns one configuration's test scores as text, and what of them the card says otherwise."""
     scores, accuracy = found.scores, found.router_accuracy
     rows = [
@@ -132,7 +178,7 @@ def evaluation_table(found: Evaluation) -> str:
     return table + "\n\nThe card says otherwise:\n  " + "\n  ".join(found.differences)
 
 
-def evaluation_json(found: Evaluation) -> dict[str, Any]:
+def evaluation_json(found: "Evaluation") -> dict[str, Any]:
     """Returns one configuration's test scores as one JSON document, beside what its card says."""
     return {
         **asdict(found.scores),
@@ -142,7 +188,7 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def publication_table(done: Publication) -> str:
+def publication_table(done: "Publication") -> str:
     """Returns what a push did, or would do, as text."""
     pushed = [*done.members.items(), ("the family", done.family)]
     rows = [
@@ -163,7 +209,7 @@ def publication_table(done: Publication) -> str:
     return "\n".join(lines)
 
 
-def publication_json(done: Publication) -> dict[str, Any]:
+def publication_json(done: "Publication") -> dict[str, Any]:
     """Returns what a push did, or would do, as one JSON document; a commit that a dry run did not make is null."""
     document = asdict(done)
     for pushed in (document["family"], *document["members"].values()):

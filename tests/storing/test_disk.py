@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,3 +71,24 @@ def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:
 
 def test_unlinking_what_is_gone_is_no_error(tmp_path: Path) -> None:
     disk.unlink(tmp_path / "none")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_below_an_error_of_others_is_found(tmp_path: Path, code: int) -> None:
+    wrapped = ValueError("cannot make the file")
+    wrapped.__cause__ = OSError(code, os.strerror(code))
+    with pytest.raises(ResourceError, match=rf"{tmp_path}: the system answers '{os.strerror(code)}'"):
+        disk.refuse_full(wrapped, tmp_path)
+
+
+def test_an_error_without_a_number_is_that_of_a_full_disk_where_nothing_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(ResourceError, match=r"'No space left on device'. 0 bytes are free there"):
+        disk.refuse_full(OSError("Not enough disk space."), tmp_path)
+
+
+@pytest.mark.parametrize("error", [ValueError("no rows"), OSError(errno.ENOENT, "gone"), OSError("unknown")])
+def test_other_errors_of_others_are_left_to_the_caller(tmp_path: Path, error: Exception) -> None:
+    disk.refuse_full(error, tmp_path)

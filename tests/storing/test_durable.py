@@ -270,6 +270,22 @@ class TestJournal:
                 assert numbers(journal) == list(range(kept + 1))
                 assert journal.cut_bytes == 0
 
+    def test_a_reader_leaves_the_journal_as_it_is_even_while_it_is_written(self, journal_path: Path) -> None:
+        whole = journal_path.read_bytes()
+        for length in (len(whole), len(whole) - 5):
+            journal_path.write_bytes(whole[:length])
+            with Journal(journal_path, read_only=True) as reader:
+                assert numbers(reader) == list(range(whole[:length].count(b"\n")))
+                assert reader.cut_bytes == length - (whole[:length].rfind(b"\n") + 1)
+                with pytest.raises(ResourceError):
+                    reader.append({"number": 9})
+            assert journal_path.read_bytes() == whole[:length]
+        with Journal(journal_path) as writer, Journal(journal_path, read_only=True) as reader:
+            assert numbers(reader) == numbers(writer)
+        with pytest.raises(ResourceError, match="No such file"):
+            Journal(journal_path.with_name("other"), read_only=True)
+        assert not journal_path.with_name("other").exists()
+
     def test_every_flipped_byte_before_the_last_line_is_reported(self, journal_path: Path) -> None:
         whole = journal_path.read_bytes()
         last = whole[:-1].rfind(b"\n") + 1

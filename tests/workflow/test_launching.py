@@ -38,6 +38,32 @@ def test_impossible_numbers_of_processes_are_refused(
         pytest.fail("started all the same")
 
 
+def test_a_rank_that_is_still_dying_when_its_connection_is_gone_is_named(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying:
+        """A process of which the system says only after a while that it has ended."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.asked = 0
+
+        def poll(self) -> int | None:
+            self.asked += 1
+            return -signal.SIGKILL if self.asked > 3 else None
+
+        def wait(self, _: float) -> int:
+            return -signal.SIGKILL
+
+    def in_vain(_: float) -> Ranks:
+        raise WorkerError("in vain")
+
+    monkeypatch.setattr("subprocess.Popen", Dying)
+    monkeypatch.setattr(Ranks, "join", in_vain)
+    said = r"^in vain Rank 1 was killed by signal 9\.$"
+    with pytest.raises(WorkerError, match=said), joined_ranks(tiny_run.recipe, tmp_path, 2, 60):
+        pytest.fail("joined all the same")
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """Returns a recipe and the front that one process finds."""

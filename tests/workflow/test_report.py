@@ -12,7 +12,7 @@ from hf_merge.searching.metrics import score
 from hf_merge.storing import results
 from hf_merge.storing.results import Report
 from hf_merge.workflow.report import as_routed, report
-from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE
+from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, SEARCH_PLOT_FILE
 from tests.tiny_runs import TinyRun
 
 
@@ -73,4 +73,5 @@ def test_routing_is_no_better_than_knowing_where_wrong_counts_as_wrong(found: Re
 
 def test_the_report_lies_beside_the_front(run: Path, found: Report) -> None:
     assert results.read(run / REPORT_FILE) == found
-    assert (run / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+    for name in (PLOT_FILE, SEARCH_PLOT_FILE):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")

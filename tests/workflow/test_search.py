@@ -1,8 +1,9 @@
 """A search end to end on a tiny family: the same front whatever interrupts it, and nothing lost."""
 
 import json
-import logging
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hf_merge.errors import RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.storing.durable import FolderLock, Journal
-from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE
+from hf_merge.storing.timings import read_timings
+from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import ALL_MERGED, ALL_SEPARATE, search, search_settings
 from tests.tiny_runs import SEARCH, TinyRun
 
@@ -51,6 +53,47 @@ def test_a_resumed_search_runs_no_chain_that_is_in_the_journal(
     out = cut(tiny_run, tmp_path / "run", 11)
     monkeypatch.setattr(Evaluator, "logits", lambda *_: pytest.fail("a chain of the journal was run again"))
     search(tiny_run.recipe, out, resume=True, progress=False)
+
+
+def test_times_go_on_where_a_killed_search_left_them(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 6)  # four evaluations
+    whole = (tiny_run.folder / TIMINGS_FILE).read_bytes().splitlines(keepends=True)
+    (out / TIMINGS_FILE).write_bytes(b"".join(whole[:4]))
+    search(tiny_run.recipe, out, resume=True, progress=False)
+    assert (out / TIMINGS_FILE).read_bytes().splitlines(keepends=True)[:4] == whole[:4]
+    resumed, undisturbed = (read_timings(folder / TIMINGS_FILE) for folder in (out, tiny_run.folder))
+    seconds = [timing.seconds for timing in resumed]
+    assert len(seconds) == SEARCH["evaluations"] and seconds == sorted(seconds)
+    untimed = [replace(timing, seconds=0.0, blocks_run=0) for timing in resumed]
+    assert untimed == [replace(timing, seconds=0.0, blocks_run=0) for timing in undisturbed]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no times\n"], ids=["missing", "empty", "damaged"])
+def test_a_run_without_its_times_is_resumed_to_the_same_front(
+    tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    out = cut(tiny_run, tmp_path / "run", 6)
+    if content is not None:
+        (out / TIMINGS_FILE).write_bytes(content)
+    search(tiny_run.recipe, out, resume=True, progress=False)
+    for name in (FRONT_FILE, JOURNAL_FILE):
+        assert (out / name).read_bytes() == (tiny_run.folder / name).read_bytes()
+    assert ("goes on without times" in caplog.text) == (content != b"")
+    assert len(read_timings(out / TIMINGS_FILE)) == (5 if content == b"" else 0)
+
+
+def test_a_function_is_told_what_happens_and_sees_it_on_the_disk(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 6)
+    told: list[str] = []
+
+    def listen(event: Mapping[str, Any]) -> None:
+        told.append(event["event"])
+        assert (out / FRONT_FILE).exists() == (event["event"] == "finished")
+        if "number" in event:
+            assert len(records(out)) == 2 + event["number"]
+
+    search(tiny_run.recipe, out, resume=True, progress=listen)
+    assert told == ["started", "references", "resumed", *["evaluation"] * 5, "finished"]
 
 
 def test_a_search_killed_before_its_recipe_was_written_starts_again(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -129,26 +172,9 @@ def test_a_run_that_is_being_searched_is_left_alone(tiny_run: TinyRun, tmp_path:
         search(tiny_run.recipe, out, resume=True, progress=False)
 
 
-def test_one_task_is_allowed_and_explained(
-    tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    document = tiny_run.document | {"tasks": tiny_run.document["tasks"][:1]}
-    with caplog.at_level(logging.WARNING, "hf_merge"):
-        front = search(Recipe.parse(document, "test"), tmp_path / "one", progress=False)
-    assert "One task only ('animals'): nothing can be merged" in caplog.text
-    assert len(front.points) == 1
-    assert front.controls[ALL_MERGED] == front.controls[ALL_SEPARATE] == front.points[0]
-
-
-def test_twins_are_allowed_and_named(tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tasks = tiny_run.document["tasks"]
-    document = tiny_run.document | {"tasks": [tasks[0], tasks[0] | {"name": "twin"}, tasks[2]]}
-    with caplog.at_level(logging.WARNING, "hf_merge"):
-        search(Recipe.parse(document, "test"), tmp_path / "twins", progress=False)
-    assert "Tasks 'animals' and 'twin' have the same backbone weights." in caplog.text
-
-
-@pytest.mark.parametrize("setting", [{"surrogate": "none"}, {"initial": "random"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "setting", [{"surrogate": "none"}, {"initial": "random"}, {"dtype": "bfloat16"}, {"preset": "fast"}]
+)
 def test_the_baselines_are_options_of_the_same_search(
     tiny_run: TinyRun, tmp_path: Path, setting: dict[str, str]
 ) -> None:

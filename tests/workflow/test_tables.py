@@ -5,20 +5,25 @@ from dataclasses import replace
 
 import pytest
 
+from hf_merge.serving.model import Prediction
 from hf_merge.storing.hub import Pushed
 from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.evaluate import Evaluation
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.publish import Publication
+from hf_merge.workflow.summary import SearchSummary, summarise
 from hf_merge.workflow.tables import (
     evaluation_json,
     evaluation_table,
     front_json,
     front_table,
     plan_table,
+    predictions_table,
     publication_json,
     publication_table,
     report_table,
+    search_table,
+    summary_table,
     text_table,
 )
 from tests.tiny_runs import TinyRun
@@ -57,6 +62,42 @@ def test_a_front_is_shown_whole_with_its_controls(tiny_run: TinyRun) -> None:
     for point in front.points:
         assert f"{point.cost:.4f}" in lines[point.id] and f"{100 * point.normalised:.1f}" in lines[point.id]
     assert f"hypervolume {front.hypervolume:.4f}" in table and "task_arithmetic (scale 0.4)" in table
+
+
+def test_a_search_shows_its_front_and_how_it_went(tiny_run: TinyRun) -> None:
+    front, summary = tiny_run.front, summarise(tiny_run.folder, tiny_run.front)
+    table = search_table(front, summary)
+    assert table.startswith(front_table(front))
+    lines = dict(line.split("  ", 1) for line in table.rpartition("\n\n")[2].splitlines())
+    assert lines["evaluations"].strip() == f"9, of which {len(front.points)} on the front"
+    assert lines["hypervolume"].strip() == f"{front.hypervolume:.4f}"
+    assert lines["best within 0.25"].strip() == "-"
+    best = summary.best["1"]
+    assert best is not None and f"{best.id}: C = {best.cost:.4f}, P = {best.performance:.4f}" in lines["best within 1"]
+    assert "of 27 (" in lines["chains run"] and lines["time"].strip().endswith(" s")
+
+
+def test_how_a_search_went_shows_no_more_than_is_known() -> None:
+    known = SearchSummary(40, 3, 0.5, {"0.5": None}, 3600.0, 30, 120, 90, 1000, 250)
+    assert summary_table(known).splitlines() == [
+        "evaluations         40, of which 3 on the front",
+        "hypervolume         0.5000",
+        "best within 0.5     -",
+        "time                60 min",
+        "chains run          90 of 120 (25.0 % had been run before)",
+        "blocks run in them  250 of 1,000 (75.0 % had been run before)",
+        "times and counts    of 30 evaluations, the others' are lost",
+    ]
+    older = replace(known, seconds=None, timed=0, pairs_asked=0, pairs_run=0, blocks_asked=0, blocks_run=0)
+    assert len(summary_table(older).splitlines()) == 3
+
+
+def test_predictions_stand_with_their_inputs_in_columns() -> None:
+    answers = [Prediction("animals", "dog", 0.75), Prediction("sizes", None, 2.5)]
+    assert predictions_table(["the dog", "long"], answers).splitlines() == [
+        "animals\tdog\t0.7500\tthe dog",
+        "sizes\t-\t2.5000\tlong",
+    ]
 
 
 def test_documents_are_json(tiny_run: TinyRun) -> None:

@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from hf_merge.cli.messages import show_messages
+from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath
 from hf_merge.errors import HfMergeError
 from hf_merge.version import VERSION
 
@@ -28,17 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Parameters = ParamSpec("Parameters")
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Budget = Annotated[
-    str | None, typer.Option("--budget", help="Storage limit: 0.5 (of one full-precision base) or 250MB.")
-]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search wrote.", show_default=False)]
-Repo = Annotated[
-    str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
-]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
 _INTERRUPTED, _INTERRUPTION = 130, "Interrupted. The same command again goes on from here; a search with --resume."
 
 
@@ -47,7 +37,7 @@ def _command(function: Callable[Parameters, None]) -> Callable[Parameters, None]
 
     @wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        _show_messages()
+        show_messages()
         try:
             function(*args, **kwargs)
         except HfMergeError as error:
@@ -99,20 +89,38 @@ def search(
     deadline: Annotated[
         float, typer.Option("--deadline", help="Seconds for which one process waits for another.")
     ] = 1800.0,
+    state_memory: Annotated[
+        float, typer.Option("--state-memory", help="GB of each process for kept hidden states; 0 keeps none.", min=0)
+    ] = 2.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Search the Pareto front of storage against performance."""
     from hf_merge.recipe import Recipe
+    from hf_merge.workflow.run_folder import Claim
 
     wanted = Recipe.load(recipe)
+    if "RANK" not in os.environ:  # of a launcher's ranks the first is told when all have come, lest they wait for it
+        with Claim(out, resume=resume):
+            pass  # who else works there is known before the seconds that the rest takes to load
+    from hf_merge.workflow.progress import event_line
     from hf_merge.workflow.search import search as run
-    from hf_merge.workflow.tables import front_json, front_table
+    from hf_merge.workflow.summary import summarise
+    from hf_merge.workflow.tables import front_json, search_table
 
-    front = run(wanted, out, resume=resume, processes=processes, deadline_seconds=deadline)
+    progress = event_line if as_json else True
+    front = run(
+        wanted,
+        out,
+        resume=resume,
+        processes=processes,
+        deadline_seconds=deadline,
+        state_bytes=int(state_memory * 1e9),
+        progress=progress,
+    )
     if os.environ.get("RANK", "0") != "0":
         return  # the first rank of a launcher speaks for all
-    _print(front_json(front) if as_json else front_table(front))
+    _print(front_json(front) if as_json else search_table(front, summarise(out, front)))
 
 
 @app.command()
@@ -211,18 +219,14 @@ def predict(
 
     from hf_merge.serving.model import MergeModel
     from hf_merge.workflow.show import read_inputs
+    from hf_merge.workflow.tables import predictions_table
 
     model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
     answers = model.predict(read_inputs(model, inputs), task=task)
     if as_json:
         _print([{"input": given, **asdict(answer)} for given, answer in zip(inputs, answers, strict=True)])
     else:
-        _print(
-            "\n".join(
-                f"{a.task}\t{a.label if a.label is not None else '-'}\t{a.score:.4f}\t{g}"
-                for g, a in zip(inputs, answers, strict=True)
-            )
-        )
+        _print(predictions_table(inputs, answers))
 
 
 @app.command("eval")
@@ -245,9 +249,23 @@ def evaluate(
 
 @app.command()
 @_command
-def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
-    """Measure the whole front and both controls on test rows, and draw the Pareto plot."""
+def report(
+    run: RunPath,
+    of_search: Annotated[
+        bool, typer.Option("--search", help="Only tell and draw how the search went; nothing is measured.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the whole front and both controls on test rows, and draw the Pareto plot and how the search went."""
     from dataclasses import asdict
+
+    if of_search:
+        from hf_merge.workflow.summary import report_search
+        from hf_merge.workflow.tables import summary_table
+
+        summary = report_search(run)
+        return _print(asdict(summary) if as_json else summary_table(summary))
 
     from hf_merge.workflow.report import report as measure
     from hf_merge.workflow.tables import report_table
@@ -287,20 +305,3 @@ def _report_bug(kind: type[BaseException], error: BaseException, _: TracebackTyp
 def _print(document: Any) -> None:
     print(document if isinstance(document, str) else json.dumps(document, indent=1, ensure_ascii=False))
     sys.stdout.flush()  # a closed pipe shows here, and not after everything, where no one could catch it
-
-
-def _show_messages() -> None:
-    """Shows our own messages on stderr, and keeps other libraries' bars and notices away."""
-    ours = logging.getLogger("hf_merge")
-    ours.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Messages) for handler in ours.handlers):
-        ours.addHandler(_Messages())
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-class _Messages(logging.Handler):
-    """Writes our messages to whatever stderr is at the moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
