@@ -2,6 +2,7 @@
 
     python examples/benchmarks/search.py naive RECIPE [--every 30] [--out FILE]
     python examples/benchmarks/search.py ranks RECIPE [--evaluations 20] [--out FILE]
+    python examples/benchmarks/search.py parts RECIPE [--seeds 3] [--out FILE]
 
 `naive` searches as the recipe says and then measures, on every 30th configuration that the search evaluated, the naive
 loop: each task's model is assembled from its members' checkpoints (merged, encoded, decoded), all its rows are run in
@@ -13,6 +14,10 @@ loops must come to the scores of the search: the careful one to the same bits, t
 
 `ranks` runs the first evaluations of the recipe with one process and one thread, one process and two threads, and two
 processes of one thread, and compares the seconds between the first evaluation and the last.
+
+`parts` gives the hypervolume that preset `paper` reaches with 300 evaluations, and what 100 reach as the parts of
+preset `fast` are added one after the other, for several seeds. All of these searches share one memory of scores, so
+that it takes far less than their sum.
 
 Recipes come from examples/text_suite.py and from the demo (runs/demo/recipe.yaml).
 """
@@ -36,12 +41,18 @@ import torch
 
 from hf_merge.merging.experts import ExpertKey, build_expert, decode_expert
 from hf_merge.merging.grouping import Grouping
+from hf_merge.merging.task_vectors import measure
 from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.inputs import Batch, load_tokenizer, restore
 from hf_merge.recipe import Recipe
-from hf_merge.searching.evaluation import predictions
+from hf_merge.searching.building import reference_chain
+from hf_merge.searching.evaluation import Evaluator, mean_score, predictions
 from hf_merge.searching.metrics import score
+from hf_merge.searching.pareto import Reference
 from hf_merge.searching.running import TaskRun
+from hf_merge.searching.search import SearchSettings, run_search
+from hf_merge.searching.space import SearchSpace
+from hf_merge.searching.states import StateCache
 from hf_merge.storing.durable import Journal
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import read_history
@@ -51,7 +62,7 @@ from hf_merge.workflow.search import new_builder, search
 def main() -> None:
     """Runs one of the two measurements and prints it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["naive", "ranks"])
+    parser.add_argument("part", choices=["naive", "ranks", "parts"])
     parser.add_argument("recipe", type=Path)
     parser.add_argument(
         "--every", type=int, default=30, help="measure the loops on every so manieth evaluation; 0: not"
@@ -62,10 +73,14 @@ def main() -> None:
     parser.add_argument("--granularity", help="other than the recipe says")
     parser.add_argument("--rows", type=int, help="validation rows per task, other than the recipe says")
     parser.add_argument("--against", type=int, help="evaluations of the naive search; default: as many as ours")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds `parts` takes")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     chosen = parser.parse_args()
     recipe = changed(Recipe.load(chosen.recipe), chosen)
-    found = against_naive(recipe, chosen.every, chosen.against) if chosen.part == "naive" else with_ranks(recipe)
+    if chosen.part == "naive":
+        found = against_naive(recipe, chosen.every, chosen.against)
+    else:
+        found = with_ranks(recipe) if chosen.part == "ranks" else by_parts(recipe, chosen.seeds)
     text = json.dumps({"machine": machine(), "setting": setting(recipe)} | found, indent=1)
     print(text)
     if chosen.out is not None:
@@ -242,6 +257,46 @@ def with_ranks(recipe: Recipe) -> dict[str, Any]:
         "two_processes_to_two_threads": seconds["1 processes, 2 threads each"] / two,
         "two_processes_to_one_thread": seconds["1 processes, 1 threads each"] / two,
     }
+
+
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "a forest per task": {"surrogate": "random_forest_per_task"},
+    "and the ladder": {"surrogate": "random_forest_per_task", "initial": "ladder"},
+    "and hypervolume": {"surrogate": "random_forest_per_task", "initial": "ladder", "screening": "hypervolume"},
+    "and imagined generations (fast)": {
+        "surrogate": "random_forest_per_task", "initial": "ladder", "screening": "hypervolume",
+        "imagined_generations": 15,
+    },
+    "imagined generations without hypervolume": {
+        "surrogate": "random_forest_per_task", "initial": "ladder", "imagined_generations": 15,
+    },
+}  # fmt: skip
+
+
+def by_parts(recipe: Recipe, seeds: int) -> dict[str, Any]:
+    """Returns the hypervolumes of searches whose settings differ by the parts of preset `fast`, by evaluations.
+
+    The searches share one evaluator, so that a (task, chain) pair is run once for all of them.
+    """
+    found: dict[str, list[dict[int, float]]] = {}
+    with open_project(recipe) as project:
+        data = load_rows(project.recipe, project.heads)
+        runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project))
+        evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype], StateCache(2 * 10**9))
+        family, components = project.family, project.components
+        space = SearchSpace(tuple(component.name for component in components), tuple(family.tasks))
+        geometry = measure(components, family.shapes, family.base, family.tasks)
+        grams = [geometry.grams[component.name] for component in components]
+        pretrained = {task: evaluator.score(task, reference_chain(components, ())) for task in runs}
+        box = Reference.from_extremes(evaluator.cost(space.all_separate().grouping), mean_score(pretrained))
+        for name, part in PARTS.items():
+            for seed in range(seeds):
+                settings = SearchSettings(evaluations=100 if part else 300, seed=seed, **part)
+                archive = run_search(space, evaluator, grams, settings, box)
+                found.setdefault(name, []).append(dict(archive.history))
+            print(name, [row[max(row)] for row in found[name]], file=sys.stderr, flush=True)
+    return {"seeds": seeds, "hypervolumes": found}
 
 
 def setting(recipe: Recipe) -> dict[str, Any]:
