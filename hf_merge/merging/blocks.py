@@ -8,7 +8,6 @@ depth. And some are no stacks at all: experts, the layers of a head, a neck, an 
 import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from functools import cache
 
 
 # Lists whose items are no blocks, by the name of the list ...
@@ -25,9 +24,9 @@ _NO_STACK_INSIDE = re.compile(
 _INNER_STACK = re.compile(r"(layer|block|stage|unit)s?$")
 _NO_INNER_STACK = re.compile(r"expert|attn|attention|mlp|ffn|feed_?forward|sampl|shortcut|norm|conv|aggregat")
 # T5's blocks consist of layers, Encodec's layers of blocks: sublayers, not a stack.
+_SUBLAYERS = frozenset({("block", "layer"), ("blocks", "layer"), ("layers", "block"), ("layers", "layer")})
 _BARE = {("weight",), ("bias",)}
 _CLOSING_NORM = re.compile(r"^(layer_?)?norm$")
-_SUBLAYERS = frozenset({("block", "layer"), ("blocks", "layer"), ("layers", "block"), ("layers", "layer")})
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class Path:
         return bool(self.position) and self.inside not in _BARE
 
 
-@cache
 def path_of(name: str) -> Path:
     """Returns a tensor's name on disk, taken apart."""
     segments = tuple(name.lower().split("."))

@@ -10,7 +10,7 @@ Source: MERGE, arXiv 2602.06552, section on decomposition; docs/adr/0003-compone
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -70,7 +70,7 @@ class Place:
     depth: int | None
 
 
-_place = cache(Place)  # of a million tensors a few hundred differ
+_place = lru_cache(maxsize=2**14)(Place)  # of a million tensors a few hundred differ
 _HEAD = Place("", "head", None)
 
 

@@ -10,7 +10,7 @@ Source: docs/adr/0009-roles-by-rule.md.
 
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import lru_cache
 from typing import TypeAlias
 
 from hf_merge.merging.blocks import Path, path_of
@@ -18,6 +18,8 @@ from hf_merge.merging.blocks import Path, path_of
 
 ROLES = ("embedding", "attention", "mixer", "mlp", "experts", "convolution", "norm", "head", "other")
 
+# A model's names are many, but they consist of few segments and few patterns.
+_REMEMBERED = 2**14
 _Words: TypeAlias = Callable[[str], tuple[int, str] | None]
 
 
@@ -25,7 +27,7 @@ def _words(*rules: tuple[str, str]) -> _Words:
     """Returns what tells the rank and role of the first rule whose pattern fits a segment."""
     compiled = [(rank, role, re.compile(pattern)) for rank, (role, pattern) in enumerate(rules)]
 
-    @cache
+    @lru_cache(maxsize=_REMEMBERED)
     def says(segment: str) -> tuple[int, str] | None:
         return next(((rank, role) for rank, role, pattern in compiled if pattern.search(segment)), None)
 
@@ -113,7 +115,7 @@ def roles_of(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@cache
+@lru_cache(maxsize=_REMEMBERED)
 def _role_of(name: str) -> str:
     path = path_of(name)
     return _inside(path) if path.in_block else _outside(path.segments)

@@ -10,7 +10,7 @@ Source: docs/adr/0009-roles-by-rule.md.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 from hf_merge.merging.blocks import Path
 
@@ -78,7 +78,7 @@ def rank_of(tower: str) -> tuple[int, ...]:
     return tuple(TOWERS.index(word) for word in tower.split(".") if word)
 
 
-@cache
+@lru_cache(maxsize=2**12)
 def _words_in(segments: tuple[str, ...]) -> tuple[str, ...]:
     said = (word for segment in segments for word, pattern in _PATTERNS if pattern.search(segment))
     return tuple(dict.fromkeys(said))
