@@ -1,28 +1,36 @@
 """Components: tensor names cut into an exact partition, by rule rather than by architecture.
 
-The rule reads a tensor's path on disk. The first number inside it is the block (its depth). Inside a block a tensor is
-a norm (or a gain), attention, or mlp; outside every block it is a norm or an embedding, where embedding also takes
-poolers and projections. The paper's components are these four types, each over all layers: its published costs come
-out only so.
+The rule reads a tensor's path on disk: which tower it belongs to (none, in most models), in which block it stands, and
+what it does there. The paper's components are types of layer, each over all blocks: its published costs come out only
+so.
 
-Source: MERGE, arXiv 2602.06552, section on decomposition; docs/adr/0003-components-by-rule.md.
+Source: MERGE, arXiv 2602.06552, section on decomposition; docs/adr/0003-components-by-rule.md, 0009-roles-by-rule.md.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from typing import TypeAlias
 
 from hf_merge.errors import RecipeError, nearest
+from hf_merge.merging.blocks import depth_of, depths, path_of
+from hf_merge.merging.roles import ROLES, role_of, roles_of
+from hf_merge.merging.towers import TOWERS, rank_of, towers
 
+
+__all__ = [
+    "GRANULARITIES", "ROLES", "Component", "Place", "Shape", "cut", "decompose", "depth_of", "keeps_full_precision",
+    "places", "require_granularity", "role_of", "unplaced",
+]  # fmt: skip
 
 Shape = tuple[int, ...]
 
-ROLES = ("embedding", "attention", "mlp", "norm")
 GRANULARITIES = ("model", "layer", "type", "type-stage", "type-layer")
 
-_NORM = re.compile(r"norm|^ln(_|\d|$)|layer_?scale|^ls\d|^(gamma|lambda)_?\d")
-_ATTENTION = re.compile(r"attn|attention")
+_Rank: TypeAlias = tuple[tuple[int, ...], int, int]
+_LAST = (len(TOWERS),)
 _BEFORE_BLOCKS = re.compile(r"embed|(^|[._])pre([._]|$)")
 # Bare position and class parameters stay at full precision, and so does CLIP's table (`position_embedding`, singular):
 # the published ViT costs come out only so. BERT's `position_embeddings.weight` and GPT-2's `wpe.weight` are quantised.
@@ -47,20 +55,41 @@ class Component:
     tensors: tuple[str, ...]
 
 
-def depth_of(name: str) -> int | None:
-    """Returns the block that a tensor belongs to, counted from 0, or None outside every block."""
-    segments = name.split(".")
-    return next((int(segment) for segment in segments[1:-1] if segment.isdecimal()), None)
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands in its model, and what it does there.
+
+    Attributes:
+        tower: `vision`, `encoder`, `text.decoder`; empty in a model of one stack, and for what no tower owns.
+        role: One of `ROLES`.
+        depth: The block within its stack, rising in the order of execution; None outside every block.
+    """
+
+    tower: str
+    role: str
+    depth: int | None
 
 
-def role_of(name: str) -> str:
-    """Returns the role of a tensor, one of `ROLES`, read off its name on disk."""
-    segments = name.lower().split(".")
-    if any(_NORM.search(segment) for segment in segments):
-        return "norm"
-    if depth_of(name) is None:
-        return "embedding"
-    return "attention" if any(_ATTENTION.search(segment) for segment in segments) else "mlp"
+_place = lru_cache(maxsize=2**14)(Place)  # of a million tensors a few hundred differ
+_HEAD = Place("", "head", None)
+
+
+def places(names: Iterable[str]) -> dict[str, Place]:
+    """Returns where every tensor of a model stands; `other` is the role of those that the rule cannot place.
+
+    Args:
+        names: All names of the model's tensors on disk: what some mean shows only beside others.
+    """
+    paths = {name: path_of(name) for name in names}
+    roles, tower_of, depth_in = roles_of(paths), towers(paths), depths(paths)
+    return {
+        name: _HEAD if role == "head" else _place(tower_of[name], role, depth_in[name]) for name, role in roles.items()
+    }
+
+
+def unplaced(placed: Mapping[str, Place]) -> tuple[str, ...]:
+    """Returns the names of the tensors whose role the rule cannot tell; their components are called `other`."""
+    return tuple(name for name, place in placed.items() if place.role == "other")
 
 
 def keeps_full_precision(name: str, shape: Shape) -> bool:
@@ -86,7 +115,17 @@ def decompose(names: Iterable[str], granularity: str, *, stages: int = 3) -> tup
         names: The backbone's tensor names on disk.
         granularity: One of `GRANULARITIES`: `model` (one component), `layer` (one per block, and the stem), `type`
             (one per role, the paper's), `type-stage` (role x contiguous depth stages), `type-layer` (role x block).
-        stages: How many depth stages `type-stage` cuts the blocks into; at least 1.
+            Each tower has components of its own.
+        stages: How many depth stages `type-stage` cuts the blocks of a tower into; at least 1.
+
+    Raises:
+        RecipeError: The granularity is unknown, or `stages` is below 1.
+    """
+    return cut(places(names), granularity, stages=stages)
+
+
+def cut(placed: Mapping[str, Place], granularity: str, *, stages: int = 3) -> tuple[Component, ...]:
+    """Returns the components of a backbone, as `decompose`, where it is known how its tensors stand.
 
     Raises:
         RecipeError: The granularity is unknown, or `stages` is below 1.
@@ -94,27 +133,45 @@ def decompose(names: Iterable[str], granularity: str, *, stages: int = 3) -> tup
     require_granularity(granularity)
     if stages < 1:
         raise RecipeError(f"stages is {stages}; a depth stage needs at least 1.")
-    ordered = sorted(set(names))
-    depths = sorted({depth for name in ordered if (depth := depth_of(name)) is not None})
-    cut: dict[tuple[int, int, str], list[str]] = {}
-    for name in ordered:
-        cut.setdefault(_place(name, granularity, depths, stages), []).append(name)
-    return tuple(Component(label, tuple(tensors)) for (_, _, label), tensors in sorted(cut.items()))
+    blocks: dict[str, set[int]] = {}
+    for place in placed.values():
+        if place.depth is not None:
+            blocks.setdefault(place.tower, set()).add(place.depth)
+    ordered = {tower: sorted(depths_in) for tower, depths_in in blocks.items()}
+    keys: dict[tuple[Place, bool], tuple[_Rank, str]] = {}
+    found: dict[tuple[_Rank, str], list[str]] = {}
+    for name in sorted(placed):
+        place = placed[name]
+        is_first = place.depth is None and _BEFORE_BLOCKS.search(name.lower()) is not None
+        key = keys.get((place, is_first))
+        if key is None:
+            key = _component(place, is_first, granularity, ordered.get(place.tower, []), stages)
+            keys[place, is_first] = key
+        found.setdefault(key, []).append(name)
+    return tuple(Component(label, tuple(tensors)) for (_, label), tensors in sorted(found.items()))
 
 
-def _place(name: str, granularity: str, depths: Sequence[int], stages: int) -> tuple[int, int, str]:
-    """Returns (stage, rank of the role, component name) of a tensor; components are sorted by it."""
+def _component(
+    place: Place, is_first: bool, granularity: str, blocks: Sequence[int], stages: int
+) -> tuple[_Rank, str]:
+    """Returns (rank of the tower, stage, rank of the role) and the name of a tensor's component.
+
+    Components are sorted by it; `blocks` are the depths of the tensor's tower. A norm outside the blocks joins the
+    stage that it runs beside: the first with `is_first`, else the last.
+    """
     if granularity == "model":
-        return 0, 0, "model"
-    depth, role = depth_of(name), role_of(name)
+        return ((), 0, 0), "model"
+    tower, prefix = rank_of(place.tower), f"{place.tower}." if place.tower else ""
     if granularity == "layer":
-        return (0, 0, "stem") if depth is None else (depth + 1, 0, f"layer.{depth}")
-    rank = ROLES.index(role)
-    if granularity == "type" or role == "embedding":
-        return 0, rank, role
-    if depth is None:  # a norm before the first or after the last block joins the stage it runs beside
-        position = 0 if _BEFORE_BLOCKS.search(name.lower()) else max(len(depths) - 1, 0)
-    else:
-        position = depths.index(depth)
-    stage = position if granularity == "type-layer" else position * min(stages, len(depths)) // max(len(depths), 1)
-    return stage, rank, f"{role}.{stage}"
+        if place.depth is None:
+            return (tower, 0, 0), f"{prefix}stem"
+        return (tower, place.depth + 1, 0), f"{prefix}layer.{place.depth}"
+    rank, label = ROLES.index(place.role), prefix + place.role
+    if place.role == "head":
+        return (_LAST, 0, rank), label
+    if granularity == "type" or place.role == "embedding":
+        return (tower, 0, rank), label
+    outside = 0 if is_first else max(len(blocks) - 1, 0)
+    position = outside if place.depth is None else blocks.index(place.depth)
+    stage = position if granularity == "type-layer" else position * min(stages, len(blocks)) // max(len(blocks), 1)
+    return (tower, stage, rank), f"{label}.{stage}"

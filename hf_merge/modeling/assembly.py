@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
@@ -35,7 +36,7 @@ from hf_merge.modeling.skeletons import (
 from hf_merge.storing.checkpoints import trunk_of
 
 
-__all__ = ["FeatureModel", "Head", "Kind", "TaskModel", "TransformersModel", "skeleton_config"]
+__all__ = ["FeatureModel", "Head", "Kind", "TaskModel", "TransformersModel", "skeleton_config", "skeleton_of"]
 
 Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel
@@ -263,6 +264,12 @@ class FeatureModel:
         """Returns the last hidden state [batch, positions, width] for a batch of model inputs."""
         states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
         return states
+
+
+def skeleton_of(built: PreTrainedConfig) -> TransformersModel:
+    """Returns the pre-trained model of a configuration on the meta device: a module tree, names and shapes."""
+    with torch.device("meta"):
+        return _empty(AutoModel, built)
 
 
 def _empty(loader: Any, built: Any) -> TransformersModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_merge.merging.components import depth_of, role_of
+from hf_merge.merging.components import places, unplaced
 from hf_merge.merging.cost import bytes_of, configuration_cost
 from hf_merge.merging.grouping import all_merged, all_separate
 from hf_merge.recipe import Recipe
@@ -48,6 +48,7 @@ class Plan:
         configurations: How many configurations there are.
         evaluations: How many of them will really be evaluated, at most.
         left_out: Backbone tensors of the base that no fine-tune has.
+        unplaced: Backbone tensors whose role the rule cannot tell; they make components called `other`.
         cost_all_merged: C of one expert per component, if every tensor passes the range criterion.
         cost_all_separate: C of one expert per component and task.
         member_bytes: What the cheapest and the dearest configuration take on disk.
@@ -65,6 +66,7 @@ class Plan:
     configurations: int
     evaluations: int
     left_out: tuple[str, ...]
+    unplaced: tuple[str, ...]
     cost_all_merged: float
     cost_all_separate: float
     member_bytes: tuple[int, int]
@@ -91,6 +93,7 @@ def as_json(found: Plan) -> dict[str, Any]:
 
 def _plan(project: Project) -> Plan:
     family, recipe, tasks = project.family, project.recipe, len(project.family.tasks)
+    placed = places(family.shapes)
     merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
     space = SearchSpace(tuple(component.name for component in project.components), tuple(family.tasks))
     positions = recipe.search.max_length or (_TOKENS if project.kind == "text" else _PATCHES)
@@ -98,20 +101,21 @@ def _plan(project: Project) -> Plan:
         base=family.base.source,
         model_type=family.base.config["model_type"],
         parameters=family.parameters,
-        blocks=len({depth for name in family.shapes if (depth := depth_of(name)) is not None}),
+        blocks=len({(place.tower, place.depth) for place in placed.values() if place.depth is not None}),
         tasks={task: tuned.head_parameters() for task, tuned in family.tasks.items()},
         components=tuple(
             ComponentPlan(
                 component.name,
                 len(component.tensors),
                 sum(prod(family.shapes[name]) for name in component.tensors),
-                dict(Counter(role_of(name) for name in component.tensors)),
+                dict(Counter(placed[name].role for name in component.tensors)),
             )
             for component in project.components
         ),
         configurations=space.size,
         evaluations=min(recipe.search.evaluations, space.size),
         left_out=tuple(name for name in family.base.backbone().values() if name not in family.shapes),
+        unplaced=unplaced(placed),
         cost_all_merged=merged,
         cost_all_separate=separate,
         member_bytes=(bytes_of(merged, family.parameters), bytes_of(separate, family.parameters)),
@@ -147,7 +151,8 @@ def _memory(project: Project) -> int:
 def _forward_seconds(project: Project, positions: int) -> float:
     """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the speed of matrix products."""
     search = project.recipe.search
-    inside = sum(prod(shape) for name, shape in project.family.shapes.items() if depth_of(name) is not None)
+    shapes = project.family.shapes
+    inside = sum(prod(shapes[name]) for name, place in places(shapes).items() if place.depth is not None)
     rows = search.validation_rows * len(project.family.tasks) * search.evaluations
     return 2.0 * inside * positions * rows / _flops_per_second()
 

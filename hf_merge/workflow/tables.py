@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hf_merge.modeling.skeletons import some
 from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
@@ -112,11 +113,13 @@ def plan_table(plan: "Plan") -> str:
     ]
     heads = ", ".join(f"{task} {count:,}" for task, count in plan.tasks.items())
     least, most = plan.member_bytes
+    unplaced = f"\nwithout a role that the rule could tell (other): {some(plan.unplaced)}" if plan.unplaced else ""
     left = f"\nleft out, as no fine-tune has them: {', '.join(plan.left_out)}" if plan.left_out else ""
     return (
         f"base {plan.base}: {plan.model_type}, {plan.parameters:,} parameters, {plan.blocks} blocks{left}\n"
         f"{len(plan.tasks)} tasks, parameters of their heads: {heads}\n\n"
         + text_table(("component", "tensors", "parameters", "roles"), rows)
+        + unplaced
         + "\n\ncost of the extremes, if every tensor passes the range criterion: "
         f"all merged C = {plan.cost_all_merged:.4f}, all separate C = {plan.cost_all_separate:.4f}\n"
         f"{plan.evaluations} of {plan.configurations:,} configurations will be evaluated\n"

@@ -1,7 +1,8 @@
 """Components: exact for every layout and granularity, and every tensor in the type that its architecture gives it."""
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_merge.errors import RecipeError
-from hf_merge.merging.components import GRANULARITIES, ROLES, decompose, depth_of, keeps_full_precision, role_of
+from hf_merge.merging.components import (
+    GRANULARITIES,
+    Component,
+    Place,
+    Shape,
+    decompose,
+    depth_of,
+    keeps_full_precision,
+    places,
+    role_of,
+    unplaced,
+)
 from hf_merge.storing.checkpoints import Checkpoint
+from tests.merging.families import FAMILIES
+from tests.merging.test_cost import VIT_B, VIT_L, gpt2, open_clip, roberta
 from tests.tiny_models import LAYERS, LAYOUTS, TinyFamily
 
 
@@ -101,7 +115,7 @@ def test_components_partition_every_layout(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_papers_granularity_gives_four_components(layout: str, tiny_family: Callable[[str], TinyFamily]) -> None:
     components = decompose(_names(tiny_family(layout)), "type")
-    assert tuple(component.name for component in components) == ROLES
+    assert [component.name for component in components] == ["embedding", "attention", "mlp", "norm"]
     assert {role_of(name) for name in components[0].tensors} == {"embedding"}
 
 
@@ -145,6 +159,69 @@ def test_norms_outside_the_blocks_join_the_stage_that_they_run_beside() -> None:
     assert {"visual.ln_post.weight", "vit.layernorm.weight"} < set(last.tensors)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_places_in_families(family: str) -> None:
+    assert places(FAMILIES[family]) == {name: Place(*place) for name, place in FAMILIES[family].items()}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_partitioned(family: str, granularity: str) -> None:
+    components = decompose(FAMILIES[family], granularity)
+    assert sorted(name for component in components for name in component.tensors) == sorted(FAMILIES[family])
+    assert len({component.name for component in components}) == len(components)
+
+
+def place_of_the_first_release(name: str) -> Place:
+    """Returns where release 0.1 put a tensor: the rule of docs/adr/0003, kept here as it was."""
+    segments = name.lower().split(".")
+    depth = next((int(segment) for segment in segments[1:-1] if segment.isdecimal()), None)
+    if any(re.search(r"norm|^ln(_|\d|$)|layer_?scale|^ls\d|^(gamma|lambda)_?\d", segment) for segment in segments):
+        return Place("", "norm", depth)
+    attends = any(re.search(r"attn|attention", segment) for segment in segments)
+    return Place("", "embedding" if depth is None else "attention" if attends else "mlp", depth)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts_are_cut_as_in_the_first_release(
+    layout: str, tiny_family: Callable[[str], TinyFamily]
+) -> None:
+    names = _names(tiny_family(layout))
+    assert places(names) == {name: place_of_the_first_release(name) for name in names}
+
+
+@pytest.mark.parametrize("shapes", [open_clip(*VIT_B), open_clip(*VIT_L), gpt2(), roberta()])
+def test_published_costs_are_cut_as_in_the_first_release(shapes: Mapping[str, Shape]) -> None:
+    assert places(shapes) == {name: place_of_the_first_release(name) for name in shapes}
+
+
+def test_an_encoder_and_its_decoder_have_components_of_their_own() -> None:
+    names = list(FAMILIES["t5"])
+    assert named(decompose(names, "type")) == [
+        "embedding", "encoder.attention", "encoder.mlp", "encoder.norm", "decoder.attention", "decoder.mlp",
+        "decoder.norm", "head",
+    ]  # fmt: skip
+    cross = "decoder.block.2.layer.1.EncDecAttention.k.weight"
+    assert [item.name for item in decompose(names, "type") if cross in item.tensors] == ["decoder.attention"]
+    assert named(decompose(names, "layer")) == [
+        "stem", "encoder.stem", "encoder.layer.0", "encoder.layer.2", "decoder.layer.2",
+    ]  # fmt: skip
+
+
+def test_each_tower_is_cut_into_stages_of_its_own() -> None:
+    vision = [f"vision_model.encoder.layers.{depth}.fc1.weight" for depth in range(6)]
+    text = [f"text_model.encoder.layers.{depth}.fc1.weight" for depth in range(2)]
+    assert {item.name: len(item.tensors) for item in decompose([*text, *vision, "lm_head.weight"], "type-stage")} == {
+        "vision.mlp.0": 2, "vision.mlp.1": 2, "vision.mlp.2": 2, "text.mlp.0": 1, "text.mlp.1": 1, "head": 1,
+    }  # fmt: skip
+
+
+def test_what_the_rule_cannot_place_is_said() -> None:
+    names = FAMILIES["what no rule places"]
+    assert unplaced(places(names)) == ("model.layers.0.zyx.weight", "model.wvu")
+    assert named(decompose(names, "type")) == ["attention", "other"]
+
+
 def test_components_come_in_forward_order() -> None:
     parts = ("attn.c_attn.weight", "mlp.c_fc.weight", "ln_1.weight")
     names = ["wte.weight", "ln_f.weight", *(f"h.{depth}.{part}" for depth in range(12) for part in parts)]
@@ -183,6 +260,10 @@ def test_unknown_granularity_names_the_nearest() -> None:
         decompose(["wte.weight"], "types")
     with pytest.raises(RecipeError, match="stages is 0"):
         decompose(["wte.weight"], "type-stage", stages=0)
+
+
+def named(components: tuple[Component, ...]) -> list[str]:
+    return [component.name for component in components]
 
 
 def _names(family: TinyFamily) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def test_the_components_are_the_whole_backbone(tiny_run: TinyRun) -> None:
         total = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     assert found.parameters == total == sum(item.parameters for item in found.components) + 0
     assert [item.name for item in found.components] == ["embedding", "attention", "mlp", "norm"]
-    assert (found.model_type, found.blocks, found.left_out) == ("bert", 3, ())
+    assert (found.model_type, found.blocks, found.left_out, found.unplaced) == ("bert", 3, (), ())
     assert found.tasks == {"animals": 2 * 33, "colours": 3 * 33, "sizes": 33}
 
 

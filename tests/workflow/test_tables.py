@@ -115,6 +115,8 @@ def test_a_plan_says_what_it_assumes(tiny_run: TinyRun) -> None:
     assert "9 of 625 configurations will be evaluated" in table
     assert "left out" not in table
     assert "left out, as no fine-tune has them: pooler.w" in plan_table(replace(found, left_out=("pooler.w",)))
+    assert "could tell" not in table
+    assert "without a role that the rule could tell (other): zyx.w" in plan_table(replace(found, unplaced=("zyx.w",)))
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "5 s"), (600, "10 min"), (36000, "10.0 h")])

@@ -1,0 +1,56 @@
+"""Layouts: what a model keeps on disk, by name and shape, without weights.
+
+transformers renames, fuses and splits tensors between disk and memory, and its own conversion tells which. On the meta
+device that costs no memory, so that it is known of fused tensors too what they are called in the files: experts that
+run as one tensor lie there one by one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from hf_merge.merging.components import Shape
+from hf_merge.modeling.assembly import TransformersModel
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model keeps on disk.
+
+    Attributes:
+        shapes: The shape of every tensor by its name on disk; of tied ones only that which `save_pretrained` writes.
+        memory: The name in memory of those tensors that are the same in both, by name on disk.
+    """
+
+    shapes: Mapping[str, Shape]
+    memory: Mapping[str, str]
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The names on disk of the tensors that the model fuses, splits or turns in memory."""
+        return tuple(name for name in self.shapes if name not in self.memory)
+
+
+def layout_of(model: TransformersModel) -> Layout:
+    """Returns the layout on disk of a transformers model, which may be on the meta device."""
+    weights = _weights(model)
+    names = {id(held): name for name, held in weights.items()}
+    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))
+    return Layout(
+        {name: tuple(held.shape) for name, held in on_disk.items()},
+        {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
+    )
+
+
+def _weights(model: TransformersModel) -> dict[str, Tensor]:
+    """Returns the tensors that are saved, by name in memory: floating point, and of tied ones the source."""
+    tied, ignored = set(model.all_tied_weights_keys), set(model._keys_to_ignore_on_save or ())
+    held = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in ignored}
+    shared: dict[int, list[str]] = {}
+    for name, value in held.items():
+        if value.is_floating_point():
+            shared.setdefault(id(value), []).append(name)
+    kept = (next((name for name in names if name not in tied), names[0]) for names in shared.values())
+    return {name: held[name] for name in kept}
