@@ -74,13 +74,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="validation rows per task, other than the recipe says")
     parser.add_argument("--against", type=int, help="evaluations of the naive search; default: as many as ours")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds `parts` takes")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="some of the parts")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     chosen = parser.parse_args()
     recipe = changed(Recipe.load(chosen.recipe), chosen)
     if chosen.part == "naive":
         found = against_naive(recipe, chosen.every, chosen.against)
     else:
-        found = with_ranks(recipe) if chosen.part == "ranks" else by_parts(recipe, chosen.seeds)
+        found = with_ranks(recipe) if chosen.part == "ranks" else by_parts(recipe, chosen)
     text = json.dumps({"machine": machine(), "setting": setting(recipe)} | found, indent=1)
     print(text)
     if chosen.out is not None:
@@ -274,7 +275,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def by_parts(recipe: Recipe, seeds: int) -> dict[str, Any]:
+def by_parts(recipe: Recipe, chosen: argparse.Namespace) -> dict[str, Any]:
     """Returns the hypervolumes of searches whose settings differ by the parts of preset `fast`, by evaluations.
 
     The searches share one evaluator, so that a (task, chain) pair is run once for all of them.
@@ -290,13 +291,14 @@ def by_parts(recipe: Recipe, seeds: int) -> dict[str, Any]:
         grams = [geometry.grams[component.name] for component in components]
         pretrained = {task: evaluator.score(task, reference_chain(components, ())) for task in runs}
         box = Reference.from_extremes(evaluator.cost(space.all_separate().grouping), mean_score(pretrained))
-        for name, part in PARTS.items():
-            for seed in range(seeds):
+        for name in chosen.only or PARTS:
+            part = PARTS[name]
+            for seed in range(chosen.seeds):
                 settings = SearchSettings(evaluations=100 if part else 300, seed=seed, **part)
                 archive = run_search(space, evaluator, grams, settings, box)
                 found.setdefault(name, []).append(dict(archive.history))
             print(name, [row[max(row)] for row in found[name]], file=sys.stderr, flush=True)
-    return {"seeds": seeds, "hypervolumes": found}
+    return {"seeds": chosen.seeds, "hypervolumes": found}
 
 
 def setting(recipe: Recipe) -> dict[str, Any]:
