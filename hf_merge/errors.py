@@ -25,9 +25,12 @@
 Everything the caller can mend exits with 2 (docs/adr/0002-exit-codes.md). Exit 1 without one of these is our bug.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import ceil
+
+
+_SHOWN_NAMES = 5
 
 
 class HfMergeError(Exception):
@@ -144,3 +147,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint} Known: {', '.join(known)}."
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first few of many names, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown}, ... ({len(names) - _SHOWN_NAMES} more)"

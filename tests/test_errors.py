@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hf_merge import errors
-from hf_merge.errors import BudgetTooSmall, HfMergeError, nearest
+from hf_merge.errors import BudgetTooSmall, HfMergeError, nearest, some
 
 
 EVERY = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, HfMergeError)}
@@ -36,3 +36,8 @@ def test_the_budget_that_a_message_advises_is_enough(least: float) -> None:
 def test_the_nearest_word_is_offered_and_all_are_listed() -> None:
     assert nearest("acuracy", ["f1", "accuracy"]) == " Did you mean 'accuracy'? Known: accuracy, f1."
     assert nearest("zzz", {"f1", "accuracy"}) == " Known: accuracy, f1."
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some(list("abcdefg")) == "a, b, c, d, e, ... (2 more)"

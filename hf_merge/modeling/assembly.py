@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
+from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture, some
 from hf_merge.modeling.skeletons import (
     BlameConfig,
     Slot,
@@ -31,7 +31,6 @@ from hf_merge.modeling.skeletons import (
     move_buffers,
     skeleton_config,
     slots,
-    some,
 )
 from hf_merge.storing.checkpoints import trunk_of
 

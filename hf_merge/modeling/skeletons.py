@@ -5,7 +5,7 @@ over impossible values becomes one error of ours. A slot is where a tensor of a 
 transformers renames many tensors on the way from disk, and its own conversion tells which is which.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,6 @@ _DROPPED = frozenset(
         "transformers_version", "use_return_dict",
     }
 )  # fmt: skip
-_SHOWN = 5
 
 
 def skeleton_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,9 +154,3 @@ def in_precision(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Te
     """Returns inputs with pixels and other floats in the type of the model's weights, which some models forget."""
     dtype = next(model.parameters()).dtype
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-
-
-def some(names: Sequence[str]) -> str:
-    """Returns the first few of many names, and how many more there are."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hf_merge.modeling.skeletons import some
+from hf_merge.errors import some
 from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report

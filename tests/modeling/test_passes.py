@@ -68,7 +68,8 @@ def batch_of(model_type: str, rows: int = 5) -> dict[str, Tensor]:
 
 
 def by_depth(model: TaskModel, granularity: str) -> list[frozenset[str]]:
-    components = decompose(model.slots, granularity, stages=3)
+    backbone = [name for name in model.slots if not name.startswith(("classifier", "score"))]
+    components = decompose(backbone, granularity, stages=3)
     return [frozenset(component.tensors) for component in components]
 
 

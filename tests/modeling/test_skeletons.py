@@ -15,7 +15,6 @@ from hf_merge.modeling.skeletons import (
     move_buffers,
     skeleton_config,
     slots,
-    some,
 )
 
 
@@ -108,8 +107,3 @@ def test_errors_of_ours_and_interrupts_pass_through() -> None:
         BlameConfig({"model_type": "x"}),
     ):
         raise IndexError("far.")
-
-
-def test_long_lists_of_names_are_cut() -> None:
-    assert some(["a", "b"]) == "a, b"
-    assert some(list("abcdefg")) == "a, b, c, d, e, ... (2 more)"
