@@ -7,12 +7,14 @@ run as one tensor lie there one by one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from hf_merge.merging.components import Shape
-from hf_merge.modeling.assembly import TransformersModel
+from hf_merge.modeling.assembly import TransformersModel, skeleton_of
+from hf_merge.modeling.skeletons import BlameConfig, configuration
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ def layout_of(model: TransformersModel) -> Layout:
         {name: tuple(held.shape) for name, held in on_disk.items()},
         {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
     )
+
+
+def names_in_memory(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a base's tensors are called in memory, to their names on disk, both without the trunk.
+
+    Args:
+        config: The base's `config.json`.
+
+    Raises:
+        UnsupportedArchitecture: transformers does not know the model type.
+        CheckpointDamaged: The configuration describes no model.
+    """
+    with BlameConfig(config):
+        model = skeleton_of(configuration(config, {}))
+    return {memory: disk for disk, memory in layout_of(model).memory.items()}
 
 
 def _weights(model: TransformersModel) -> dict[str, Tensor]:
