@@ -1,5 +1,6 @@
 """Families of adapters from recipe to served model: every task as peft itself runs it, on one base in memory."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hf_merge.storing.front import Front
 from hf_merge.workflow.build import build
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.project import open_project
+from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import search
 from tests import tiny_models
 from tests.storing.test_adapters import edited
@@ -158,3 +160,17 @@ def test_an_adapter_without_a_head_is_refused(tiny_adapters: Build, tmp_path: Pa
     document["tasks"][0]["adapter"] = str(folder)
     with pytest.raises(CheckpointDamaged, match="holds no head"):
         search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_kept_states_spare_blocks_and_change_nothing(tiny_adapters: Build, tmp_path: Path, kind: str) -> None:
+    document = tiny_adapters("bert", kind).recipe(merge={"granularity": "type-layer"}, search=SEARCH)
+    recipe = Recipe.parse(document, "test")
+    for name, limit in (("with", 10**9), ("without", 0)):
+        search(recipe, tmp_path / name, progress=False, state_bytes=limit)
+    for file in (FRONT_FILE, JOURNAL_FILE):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    rows = [
+        json.loads(line[line.index("{") :]) for line in (tmp_path / "with" / TIMINGS_FILE).read_text().splitlines()
+    ]
+    assert sum(row["blocks_run"] for row in rows) < sum(row["blocks_asked"] for row in rows)
