@@ -5,7 +5,8 @@
 Every setting is a whole search of 60 evaluations over a tiny BERT and fine-tunes that are the base plus noise: T from
 2 to 32 at four components (granularity `type`), and 4 to 151 components at eight tasks (`type-layer` over 1 to 50
 blocks). Given are the processor seconds per evaluation that were no forward pass, whole and by what they went to:
-choosing (NSGA-II, surrogate, screening), building and decoding experts, and the rest (journal, scores, hypervolume). They do
+choosing (NSGA-II, surrogate, screening), building and decoding experts, and the rest (journal, scores, hypervolume).
+They do
 not depend on the rows or on the width of the model, building apart, which grows with its parameters.
 """
 
