@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
-from text_suite import METRICS, SuiteTask, read_suite, write_text
+from text_suite import SuiteTask, read_suite, write_text
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
@@ -153,9 +153,8 @@ def read_batches(
         chunk = sorted(order[start : start + 16 * BATCH], key=lambda row: len(rows[row][0]))
         for first in range(0, len(chunk), BATCH):
             picked = [rows[row] for row in chunk[first : first + BATCH]]
-            padded = tokenizer.pad(
-                {"input_ids": [ids for ids, _ in picked]}, padding_side="right", return_tensors="pt"
-            )
+            ids = {"input_ids": [row for row, _ in picked]}
+            padded = tokenizer.pad(ids, padding_side="right", return_tensors="pt")
             yield dict(padded), [begin for _, begin in picked]
 
 
@@ -175,9 +174,15 @@ def entry(task: SuiteTask, adapter: Path) -> dict[str, Any]:
     """Returns a task's entry in the recipe."""
     training, words = task.training, TASKS[task.training.name]
     files = {"train": str(training.train), "validation": str(training.validation), "test": str(task.test)}
-    data = {"path": "parquet", "data_files": files, "text": "text", "text_pair": training.text_pair, "label": "label"}
+    data: dict[str, Any] = {
+        "path": "parquet",
+        "data_files": files,
+        "text": "text",
+        "text_pair": training.text_pair,
+        "label": "label",
+    }
     data |= {"template": words.template, "answers": list(words.answers)}
-    return {"name": training.name, "adapter": str(adapter), "data": data, "metric": METRICS["accuracy"]}
+    return {"name": training.name, "adapter": str(adapter), "data": data, "metric": "accuracy"}
 
 
 if __name__ == "__main__":
