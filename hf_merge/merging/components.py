@@ -21,12 +21,14 @@ from hf_merge.merging.towers import TOWERS, rank_of, towers
 
 
 __all__ = [
-    "GRANULARITIES", "ROLES", "Component", "Place", "Shape", "cut", "decompose", "depth_of", "keeps_full_precision",
-    "places", "require_granularity", "role_of", "unplaced",
+    "BASE", "GRANULARITIES", "ROLES", "Component", "Place", "Shape", "cut", "decompose", "depth_of",
+    "keeps_full_precision", "places", "require_granularity", "role_of", "unplaced",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]
 
+# What the base is called where tasks are adapters of it: one component that all of them share.
+BASE = "base"
 GRANULARITIES = ("model", "layer", "type", "type-stage", "type-layer")
 
 _Rank: TypeAlias = tuple[tuple[int, ...], int, int]

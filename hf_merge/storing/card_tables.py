@@ -199,9 +199,9 @@ def _fine_tunes(front: Front, report: Report | None) -> list[object]:
     own = sum(front.individual.values()) / len(front.individual)
     scores = None if report is None else report.scores("individual")
     if report is None or scores is None:
-        cost = f"above {len(front.tasks)}"
+        cost = f"above {front.whole_models}"
         numbers = [_score(own), "100.0"] if report is None else [_score(own), "", "", ""]
-        return [name, note, cost, f"above {megabytes(len(front.tasks), front)}", *numbers]
+        return [name, note, cost, f"above {megabytes(front.whole_models, front)}", *numbers]
     mean = [_score(scores.oracle), "100.0", _score(scores.routed)]
     return [name, note, _score(scores.cost), megabytes(scores.cost, front), _score(own), *mean]
 

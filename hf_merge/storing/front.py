@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_merge.errors import BudgetTooSmall, MalformedChainMap, UnsafeName
+from hf_merge.merging.components import BASE
 from hf_merge.merging.grouping import Grouping, Partition, is_canonical
 from hf_merge.storing import disk
 from hf_merge.storing.json_fields import Field
@@ -99,6 +100,11 @@ class Front:
     history: tuple[tuple[int, float], ...]
     points: tuple[FrontPoint, ...]
     controls: Mapping[str, FrontPoint]
+
+    @property
+    def whole_models(self) -> int:
+        """How many whole models the fine-tunes take as they are: one each, or one for all adapters together."""
+        return 1 if BASE in self.components else len(self.tasks)
 
     def point(self, identifier: str) -> FrontPoint | None:
         """Returns the point or control of that id, or None."""

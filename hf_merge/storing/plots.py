@@ -108,7 +108,7 @@ def _levels(front: Front, report: Report | None) -> list[tuple[float, str]]:
     own = None if rows is None else rows.get("individual")
     if own is None:
         mean = sum(front.individual.values()) / tasks
-        return [(mean, f"fine-tunes as they are, C above {tasks} (validation rows)")]
+        return [(mean, f"fine-tunes as they are, C above {front.whole_models} (validation rows)")]
     levels = [(own.oracle, f"fine-tunes as they are, C = {own.cost:.2f}, task known")]
     return levels if own.routed is None else [*levels, (own.routed, "fine-tunes as they are, task routed")]
 

@@ -11,7 +11,7 @@ import torch
 
 from hf_merge.errors import CheckpointDamaged, HubError, RecipeError
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Component, Place, Shape, cut, places, require_granularity
+from hf_merge.merging.components import BASE, Component, Place, Shape, cut, places, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel, used_names
@@ -30,7 +30,6 @@ from hf_merge.storing.families import Family, FineTune, align
 
 
 logger = logging.getLogger(__name__)
-BASE_COMPONENT = "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -252,7 +251,7 @@ def _components(family: Family, granularity: str, stages: int) -> tuple[Componen
         return cut(placed, granularity, stages=stages)
     shared = tuple(sorted(name for name in placed if name not in family.adapted))
     own = cut({name: placed[name] for name in family.adapted}, granularity, stages=stages)
-    return (Component(BASE_COMPONENT, shared, shared=True), *own)
+    return (Component(BASE, shared, shared=True), *own)
 
 
 def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], access: hub.Access) -> Recipe:

@@ -57,7 +57,7 @@ def front_table(front: Front) -> str:
         f"granularity {front.granularity}, {_settings(front.method)}, {_settings(front.codec)}\n"
         f"{front.history[-1][0]} evaluations, hypervolume {front.hypervolume:.4f} of the box up to "
         f"C = {front.reference[0]:.4f}, P = {front.reference[1]:.4f}\n"
-        f"individual fine-tunes at full precision: P = {own:.4f} at C above {len(front.tasks)}\n"
+        f"individual fine-tunes at full precision: P = {own:.4f} at C above {front.whole_models}\n"
     )
     return head + "\n" + text_table(header, rows)
 

@@ -18,6 +18,7 @@ from hf_merge.storing.front import Front
 from hf_merge.workflow.build import build
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.project import open_project
+from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import search
 from tests import tiny_models
@@ -98,6 +99,15 @@ def test_the_cost_is_the_bytes_on_disk(tiny_adapters: Build, tmp_path: Path) -> 
         chain_map = MergeModel.from_pretrained(folder / "members" / point.id).chain_map
         held = sum(expert.bytes for expert in chain_map.experts) + sum(head.bytes for head in chain_map.heads.values())
         assert held == pytest.approx(point.cost * front.parameters * 4)
+
+
+def test_adapters_as_they_are_take_one_base_and_themselves(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "lora")
+    front, folder = run(family, tmp_path)
+    assert front.whole_models == 1
+    individual = report(folder, progress=False).scores("individual")
+    assert individual is not None
+    assert individual.cost == pytest.approx(front.controls["all-separate"].cost), "at full precision they are the same"
 
 
 def test_a_plan_counts_the_base_once(tiny_adapters: Build, tmp_path: Path) -> None:
