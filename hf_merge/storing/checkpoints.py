@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch
 from hf_merge.merging.components import Shape, depth_of
+from hf_merge.storing.counterparts import backbone_beside, unused_in_all
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.shards import find_shards
 from hf_merge.storing.strict_json import quote, read_json
@@ -200,15 +201,18 @@ def align(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Family:
     clashes = check_mergeable(base, tuned)
     if clashes:
         raise ModelMismatch("These checkpoints cannot be merged:\n  " + "\n  ".join(clashes))
-    inside = base.backbone()
-    common = [key for key in inside if all(key in checkpoint.backbone() for checkpoint in tuned.values())]
+    inside, backbones = base.backbone(), _backbones(base, tuned)
+    common = [key for key in inside if all(key in own for own in backbones.values())]
     tasks = {}
     for task, checkpoint in tuned.items():
-        own = checkpoint.backbone()
-        heads = checkpoint.outside() + tuple(own[key] for key in own if key not in inside)
+        own = backbones[task]
+        shared = {own[key] for key in own if key in inside}
+        heads = tuple(name for name in checkpoint.specs if name not in shared)
         tasks[task] = FineTuned(task, checkpoint, {inside[key]: own[key] for key in common}, heads)
     shapes = {inside[key]: base.specs[inside[key]].shape for key in common}
-    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in inside.values()))
+    unused = unused_in_all(inside, backbones.values())
+    used = (name for key, name in inside.items() if key not in unused)
+    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in used))
 
 
 def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[str]:
@@ -217,14 +221,17 @@ def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[s
     clashes = list(_unusable(base, place))
     if not any(depth_of(name) is not None for name in base.specs):
         clashes.append(f"{place}: no tensor belongs to a block, so nothing can be cut; is it a transformer?")
+    backbones = _backbones(base, tuned)
+    unused = unused_in_all(base.backbone(), backbones.values())
     for task, checkpoint in tuned.items():
         place = f"task '{task}' ({checkpoint.source})"
         clashes += _unusable(checkpoint, place)
         clashes += _config_clashes(base.config, checkpoint.config, place)
         if checkpoint.config["model_type"] == base.config["model_type"]:
-            clashes += _name_clashes(base, checkpoint, place)
-            clashes += _shape_clashes(base, checkpoint, place)
-    return clashes + list(_uneven(base, tuned))
+            inside = {key: name for key, name in base.backbone().items() if key not in unused}
+            clashes += _name_clashes(inside, backbones[task], place)
+            clashes += _shape_clashes(base, checkpoint, backbones[task], place)
+    return clashes + list(_uneven(base, backbones))
 
 
 def trunk_of(names: Iterable[str]) -> str:
@@ -275,8 +282,16 @@ def _structure(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _name_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
-    inside, own = base.backbone(), tuned.backbone()
+def _backbones(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
+    """Returns the backbone of each fine-tune by task: the name inside the base's trunk to the name on its disk."""
+    inside = base.backbone()
+    return {
+        task: backbone_beside(inside, checkpoint.backbone(), tuple(checkpoint.specs))
+        for task, checkpoint in tuned.items()
+    }
+
+
+def _name_clashes(inside: Mapping[str, str], own: Mapping[str, str], place: str) -> Iterator[str]:
     missing = [inside[key] for key in inside if key not in own and not _is_pooler(key)]
     extra = [own[key] for key in own if key not in inside and not _is_pooler(key)]
     for names, what in ((missing, "the base has and it lacks"), (extra, "it has and the base lacks")):
@@ -284,8 +299,8 @@ def _name_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[s
             yield f"{place}: backbone tensors that {what}: {_some(names)}"
 
 
-def _shape_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
-    inside, own = base.backbone(), tuned.backbone()
+def _shape_clashes(base: Checkpoint, tuned: Checkpoint, own: Mapping[str, str], place: str) -> Iterator[str]:
+    inside = base.backbone()
     pairs = [(base.specs[inside[key]], tuned.specs[own[key]]) for key in inside if key in own]
     different = [(first, second) for first, second in pairs if first.shape != second.shape]
     for first, second in different[:_SHOWN]:
@@ -295,12 +310,12 @@ def _shape_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[
         yield f"{place}: and {len(different) - _SHOWN} more tensors of other shapes"
 
 
-def _uneven(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Iterator[str]:
+def _uneven(base: Checkpoint, backbones: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yields a line per pooler tensor of the base that some fine-tunes have and others lack."""
     for key in (key for key in base.backbone() if _is_pooler(key)):
-        having = [task for task, checkpoint in tuned.items() if key in checkpoint.backbone()]
-        if having and len(having) < len(tuned):
-            lacking = [task for task in tuned if task not in having]
+        having = [task for task, own in backbones.items() if key in own]
+        if having and len(having) < len(backbones):
+            lacking = [task for task in backbones if task not in having]
             yield f"'{key}' is in {_some(having)} but not in {_some(lacking)}"
 
 

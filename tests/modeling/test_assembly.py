@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
-from hf_merge.modeling.assembly import FeatureModel, Head, TaskModel
+from hf_merge.modeling.assembly import Head, TaskModel
+from hf_merge.modeling.features import FeatureModel
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
 from tests.tiny_models import IMAGE_LAYOUTS, IMAGE_SIDE, LAYOUTS, TEXT_LAYOUTS, TinyFamily, vocabulary
 
