@@ -26,6 +26,7 @@ from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
 from hf_merge.merging.methods import Member, MethodSpec
 from hf_merge.merging.ranges import bounds, extremes, is_within
+from hf_merge.merging.statistics import is_statistic, pooled, units_of
 
 
 class TensorSource(Protocol):
@@ -230,10 +231,16 @@ class _Sources:
 
 
 def _units(key: ExpertKey, component: Component) -> list[tuple[str, ...]]:
-    """Returns the tensors that a method sees at once: all where its thresholds span the component, else each alone."""
-    if key.method is not None and methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component":
-        return [component.tensors]
-    return [(name,) for name in component.tensors]
+    """Returns the tensors merged at once: all where a method's thresholds span the component, else each alone.
+
+    No method sees the statistics of batch normalisation, which are pooled layer by layer.
+    """
+    if key.method is None:
+        return [(name,) for name in component.tensors]
+    weights = tuple(name for name in component.tensors if not is_statistic(name))
+    spans = methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component"
+    units = [weights] if spans and weights else [(name,) for name in weights]
+    return units + units_of(component.tensors)
 
 
 def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
@@ -241,6 +248,8 @@ def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
     key, buffer = sources.key, sources.buffer(names)
     if key.method is None:
         return sources.read_member(key.members[0], names, buffer) if key.members else sources.read_base(names, buffer)
+    if is_statistic(names[0]):
+        return pooled(names, [sources.read_member(task, names, sources.buffer(names)) for task in key.members])
     seeds = {task: _seed(key.method, names[0], task) for task in key.members}
     stream = (Member(task, sources.read_member(task, names, buffer), seeds[task]) for task in key.members)
     base = sources.read_base(names, sources.buffer(names))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch
 from hf_merge.merging.components import Shape, depth_of
+from hf_merge.storing.config_clashes import config_clashes
 from hf_merge.storing.counterparts import backbone_beside, unused_in_all
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.shards import find_shards
@@ -28,17 +29,6 @@ from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
-# What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
-_STRUCTURE = frozenset(
-    {
-        "activation", "activation_function", "d_ff", "d_kv", "d_model", "dim", "head_dim", "hidden_act",
-        "hidden_dim", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps",
-        "layer_norm_epsilon", "max_position_embeddings", "mlp_ratio", "model_type", "n_embd", "n_head",
-        "n_heads", "n_inner", "n_layer", "n_layers", "n_positions", "num_attention_heads", "num_channels",
-        "num_heads", "num_hidden_layers", "num_key_value_heads", "num_layers", "patch_size",
-        "position_embedding_type", "rms_norm_eps", "rope_theta", "type_vocab_size", "vocab_size",
-    }
-)  # fmt: skip
 _SHOWN = 5
 
 
@@ -226,7 +216,7 @@ def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[s
     for task, checkpoint in tuned.items():
         place = f"task '{task}' ({checkpoint.source})"
         clashes += _unusable(checkpoint, place)
-        clashes += _config_clashes(base.config, checkpoint.config, place)
+        clashes += config_clashes(base.config, checkpoint.config, place)
         if checkpoint.config["model_type"] == base.config["model_type"]:
             inside = {key: name for key, name in base.backbone().items() if key not in unused}
             clashes += _name_clashes(inside, backbones[task], place)
@@ -264,22 +254,6 @@ def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
     if others:
         dtypes = sorted({checkpoint.specs[name].dtype for name in others})
         yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {_some(others)}"
-
-
-def _config_clashes(base: Mapping[str, Any], tuned: Mapping[str, Any], place: str) -> Iterator[str]:
-    first, second = _structure(base), _structure(tuned)
-    for key in sorted(first.keys() & second.keys()):
-        if first[key] != second[key]:
-            yield f"{place}: {key} is {second[key]!r:.80} where the base has {first[key]!r:.80}"
-
-
-def _structure(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the settings that must be equal, those of `vision_config` and its like among them, by dotted path."""
-    found = {f"{prefix}{key}": value for key, value in config.items() if key in _STRUCTURE}
-    for key, value in config.items():
-        if key.endswith("_config") and isinstance(value, Mapping) and not prefix:
-            found |= _structure(value, f"{key}.")
-    return found
 
 
 def _backbones(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:

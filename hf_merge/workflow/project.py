@@ -15,6 +15,7 @@ from hf_merge.merging.components import Component, decompose, require_granularit
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.processors import require_same_processors
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.splits import BUILDERS, check_source
@@ -129,6 +130,9 @@ class Reader:
         self.folder, self._search = folder, project.recipe.search
         self._tokenizer = load_tokenizer(folder) if project.kind == "text" else None
         self._processor = load_image_processor(folder) if project.kind == "image" else None
+        if project.kind == "image":
+            tuned = project.family.tasks
+            require_same_processors(folder, {task: tuned[task].checkpoint.folder for task in tuned})
         self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
 
     def batches(self, rows: Rows) -> list[Batch]:
