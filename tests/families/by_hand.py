@@ -14,7 +14,7 @@ from tests.families.making import LOADERS, MadeFamily
 
 
 def chain_model(family: MadeFamily, member: Path, task: str, folder: Path) -> PreTrainedModel:
-    """Returns a member's model for a task: the fine-tune's folder with the decoded experts in the place of its weights."""
+    """Returns a member's model for a task: the fine-tune's folder, decoded experts in the place of its weights."""
     chains: dict[str, Any] = json.loads((member / "chains.json").read_text())
     stored = {name: held for shard in member.glob("experts-*.safetensors") for name, held in load_file(shard).items()}
     state = load_file(family.tuned[task] / "model.safetensors")
