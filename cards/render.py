@@ -72,7 +72,7 @@ def rendered(folder: Path) -> dict[str, bytes]:
 def read_origin(path: Path) -> Origin:
     """Returns what the cards say of the sources: the base and what was fine-tuned from it, all in local folders."""
     recipe = Recipe.load(path)
-    tasks = {task.name: Source(Path(task.model).name, None, None, None) for task in recipe.tasks}
+    tasks = {task.name: Source(Path(task.source).name, None, None, None) for task in recipe.tasks}
     return Origin(
         Source(Path(recipe.base.model).name, None, None, BASE_LICENCE), tasks, (), path.read_text(encoding="utf-8")
     )

@@ -72,13 +72,30 @@ class DataSpec(_Section):
 
 
 class TaskSpec(_Section):
-    """One task: a name, the checkpoint fine-tuned for it, its data and its metric."""
+    """One task: a name, the checkpoint or the peft adapter trained for it, its data and its metric."""
 
     name: str = Field(pattern=_NAME)
-    model: str = Field(min_length=1)
+    model: str | None = Field(default=None, min_length=1)
+    adapter: str | None = Field(default=None, min_length=1)
     revision: str | None = None
     data: DataSpec
     metric: str = "accuracy"
+
+    @property
+    def source(self) -> str:
+        """The Hub id or folder of what was trained for the task."""
+        return self.model or self.adapter or ""
+
+    @property
+    def source_key(self) -> str:
+        """Under which key the source stands: `model` or `adapter`."""
+        return "model" if self.model is not None else "adapter"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TaskSpec":
+        if (self.model is None) == (self.adapter is None):
+            raise ValueError("name either a 'model' (a fine-tuned checkpoint) or an 'adapter' (of peft), and not both")
+        return self
 
     @field_validator("metric")
     @classmethod

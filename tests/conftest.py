@@ -45,6 +45,7 @@ for _name in (
 from huggingface_hub import constants  # noqa: E402
 
 from tests.hub_server import HubServer  # noqa: E402
+from tests.tiny_adapters import build_adapters  # noqa: E402
 from tests.tiny_models import TinyFamily, build_family  # noqa: E402
 from tests.tiny_runs import TinyRun, build_run  # noqa: E402
 
@@ -70,6 +71,17 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
     @cache
     def build(layout: str) -> TinyFamily:
         return build_family(layout, tmp_path_factory.mktemp(f"{layout}-family"))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], TinyFamily]:
+    """Returns a function from a layout and a kind (`ia3`, `lora`) to a family of adapters, built once."""
+
+    @cache
+    def build(layout: str, kind: str) -> TinyFamily:
+        return build_adapters(layout, kind, tmp_path_factory.mktemp(f"{layout}-{kind}-family"))
 
     return build
 

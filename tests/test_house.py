@@ -94,7 +94,8 @@ THIRD_PARTIES = {
     "sklearn": Place(inside=("merging.grouping",), loading=("searching.surrogate", "searching.metrics")),
     "torch": Place(
         loading=(
-            "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.statistics", "merging.task_vectors",
+            "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.statistics",
+            "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
             "modeling.*", "searching.building", "searching.evaluation", "searching.ranks",
             "searching.running", "serving.*", "workflow*",

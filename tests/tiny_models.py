@@ -58,13 +58,14 @@ WORDS = sorted({word for lists in (LABELS, FILLERS) for words in lists.values() 
 
 @dataclass(frozen=True)
 class TinyTask:
-    """One task: `labels` is None for a regression, `files` are Parquet files by split."""
+    """One task: `labels` is None for a regression, `files` are Parquet files by split; `adapter` if peft wrote it."""
 
     name: str
     folder: Path
     labels: tuple[str, ...] | None
     metric: str
     files: Mapping[str, Path]
+    adapter: bool = False
 
     @property
     def num_labels(self) -> int:
@@ -85,7 +86,7 @@ class TinyFamily:
         tasks = [
             {
                 "name": task.name,
-                "model": str(task.folder),
+                "adapter" if task.adapter else "model": str(task.folder),
                 "metric": task.metric,
                 "data": {
                     "path": "parquet",
@@ -178,7 +179,7 @@ def fine_tune(layout: str, base: Path, out: Path, labels: tuple[str, ...] | None
             parameter.add_(torch.randn(parameter.shape), alpha=width)
     table = pyarrow.parquet.read_table(train).to_pydict()
     save_reader(layout, out)
-    _fit_head(model, _inputs(kind, out, table), torch.tensor(table["label"]), regression=labels is None)
+    fit_head(model, inputs_of(kind, out, table), torch.tensor(table["label"]), regression=labels is None)
     model.save_pretrained(out)
 
 
@@ -288,7 +289,7 @@ def _picture(task: str, label: int, rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
-def _inputs(kind: str, folder: Path, table: Mapping[str, list[Any]]) -> dict[str, Tensor]:
+def inputs_of(kind: str, folder: Path, table: Mapping[str, list[Any]]) -> dict[str, Tensor]:
     """Returns all rows as one batch."""
     if kind == "text":
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -300,7 +301,7 @@ def _inputs(kind: str, folder: Path, table: Mapping[str, list[Any]]) -> dict[str
 
 
 @torch.no_grad()
-def _fit_head(model: PreTrainedModel, inputs: dict[str, Tensor], labels: Tensor, *, regression: bool) -> None:
+def fit_head(model: PreTrainedModel, inputs: dict[str, Tensor], labels: Tensor, *, regression: bool) -> None:
     """Sets the model's last linear layer to the ridge regression of the labels on what it is given."""
     layer = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     seen: list[Tensor] = []

@@ -31,7 +31,8 @@ from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import Configuration, SearchSpace
-from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, align
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,8 +71,8 @@ def task_runs(family: Family, base: Path, data: Path, rows: int) -> dict[str, Ta
         columns = (
             pyarrow.concat_tables([table.select(["text", "label"]) for table in tables]).slice(0, rows).to_pydict()
         )
-        model = TaskModel(family.base.config, "text", Head.of(tuned.checkpoint.config))
-        model.set_head({name: tuned.checkpoint.read(name) for name in tuned.head})
+        model = TaskModel(family.base.config, "text", Head.of(tuned.config))
+        model.set_head({name: tuned.read_head(name) for name in tuned.head})
         batches = text_batches(tokenizer, columns["text"], None, batch_size=32)
         runs[task] = TaskRun(task, model, batches, np.array(columns["label"]), "accuracy")
     return runs

@@ -49,10 +49,12 @@ class Component:
     Attributes:
         name: What the component is called in `chains.json`: `attention`, `mlp.1`, `layer.0`.
         tensors: The names of its tensors on disk, sorted.
+        shared: Whether every task has the base's own weights here, as adapters leave them: one expert serves all.
     """
 
     name: str
     tensors: tuple[str, ...]
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_merge.errors import NonFiniteWeights
-from hf_merge.merging import codecs, methods
+from hf_merge.merging import codecs, factors, methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
@@ -208,13 +208,31 @@ class _Sources:
     def read_member(self, task: str, names: Sequence[str], out: Tensor) -> Tensor:
         """Reads a member's tensors into `out` [n] float32 and returns it."""
         for name, flat in zip(names, self.split(out, names), strict=True):
-            low, high = _finite_extremes(self._members[task].read(name, flat), f"Task '{task}'", name)
-            if self._has_ranges and self.is_quantised(name):
-                if self._settings.get("unit") == "row":
-                    low, high = bounds(flat.view(self._shapes[name]), by_row=True)
-                span = high.double() - low.double()
-                self._sums[name] = self._sums[name] + span if name in self._sums else span
+            extreme = _finite_extremes(self._members[task].read(name, flat), f"Task '{task}'", name)
+            self._add_range(name, flat, extreme)
         return out
+
+    def read_factors(self, task: str, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Returns a member's factors A [rank, in] and B [out, rank], balanced, float32."""
+        read = []
+        for name in names:
+            flat = self._members[task].read(name, torch.empty(prod(self._shapes[name])))
+            _finite_extremes(flat, f"Task '{task}'", name)
+            read.append(flat.view(self._shapes[name]))
+        pair = factors.balanced(read[0], read[1])
+        for name, factor in zip(names, pair, strict=True):
+            self._add_range(name, factor.reshape(-1), bounds(factor))
+        return pair
+
+    def _add_range(self, name: str, flat: Tensor, extreme: tuple[Tensor, Tensor]) -> None:
+        """Adds a member's range to the sum of a tensor; `extreme` is its smallest and its largest value."""
+        if not self._has_ranges or not self.is_quantised(name):
+            return
+        low, high = extreme
+        if self._settings.get("unit") == "row":
+            low, high = bounds(flat.view(self._shapes[name]), by_row=True)
+        span = high.double() - low.double()
+        self._sums[name] = self._sums[name] + span if name in self._sums else span
 
     def is_wider(self, name: str, flat: Tensor) -> bool:
         """Returns whether a merged tensor fails the criterion of Eq. 6, which is logged under every policy."""
@@ -233,14 +251,16 @@ class _Sources:
 def _units(key: ExpertKey, component: Component) -> list[tuple[str, ...]]:
     """Returns the tensors merged at once: all where a method's thresholds span the component, else each alone.
 
-    No method sees the statistics of batch normalisation, which are pooled layer by layer.
+    The factors of an update are always merged together, and apart from other updates. No method sees the statistics
+    of batch normalisation, which are pooled layer by layer.
     """
-    if key.method is None:
-        return [(name,) for name in component.tensors]
-    weights = tuple(name for name in component.tensors if not is_statistic(name))
-    spans = methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component"
-    units = [weights] if spans and weights else [(name,) for name in weights]
-    return units + units_of(component.tensors)
+    statistics = units_of(component.tensors) if key.method is not None else []
+    pooled_names = {name for unit in statistics for name in unit}
+    parts = factors.units([name for name in component.tensors if name not in pooled_names])
+    if key.method is not None and methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component":
+        together = tuple(part[0] for part in parts if not factors.is_pair(part))
+        parts = [part for part in parts if factors.is_pair(part)] + ([together] if together else [])
+    return parts + statistics
 
 
 def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
@@ -251,9 +271,26 @@ def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
     if is_statistic(names[0]):
         return pooled(names, [sources.read_member(task, names, sources.buffer(names)) for task in key.members])
     seeds = {task: _seed(key.method, names[0], task) for task in key.members}
+    if factors.is_pair(names):
+        return _merge_pair(sources, key.method, names, seeds)
     stream = (Member(task, sources.read_member(task, names, buffer), seeds[task]) for task in key.members)
     base = sources.read_base(names, sources.buffer(names))
     return methods.get(key.method.name).merge(base, stream, key.method.mapping)
+
+
+def _merge_pair(sources: _Sources, spec: MethodSpec, names: Sequence[str], seeds: Mapping[str, int]) -> Tensor:
+    """Returns the merged factors of an update, A and B one after the other, [n] float32, of the rank they had."""
+    method = methods.get(spec.name)
+    pairs = {task: sources.read_factors(task, names) for task in sources.key.members}
+    rank = len(next(iter(pairs.values()))[0])
+    if method.linear:
+        a, b = factors.combined(pairs.values(), method.weights(len(pairs), spec.mapping), rank)
+    else:
+        updates = (Member(task, (b @ a).reshape(-1), seeds[task]) for task, (a, b) in pairs.items())
+        a, b = next(iter(pairs.values()))
+        merged = method.merge(torch.zeros(b.shape[0] * a.shape[1]), updates, spec.mapping)
+        a, b = factors.factored(merged.view(b.shape[0], a.shape[1]), rank)
+    return torch.cat([a.reshape(-1), b.reshape(-1)])
 
 
 def _seed(method: MethodSpec, first_tensor: str, task: str) -> int:

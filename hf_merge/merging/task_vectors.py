@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.errors import InputError, NonFiniteWeights
+from hf_merge.merging import factors
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.experts import TensorSource
 from hf_merge.merging.statistics import is_statistic
@@ -72,26 +73,45 @@ def measure(
     square = 0.0
     for component in components:
         gram = torch.zeros(len(members), len(members), dtype=torch.float64)
-        for name in component.tensors:
-            part, norm = _measure_tensor(name, prod(shapes[name]), base, members)
-            if not is_statistic(name):
+        for names in factors.units(component.tensors):
+            part, norm = _measure_unit(names, component, shapes, base, members)
+            if not is_statistic(names[0]):
                 gram += part
                 square += norm
-            advance(prod(shapes[name]))
+            advance(sum(prod(shapes[name]) for name in names))
         grams[component.name] = gram.numpy()
     geometry = Geometry(grams, square**0.5)
     _require_different(geometry, list(members))
     return geometry
 
 
+def _measure_unit(
+    names: Sequence[str],
+    component: Component,
+    shapes: Mapping[str, Shape],
+    base: TensorSource,
+    members: Mapping[str, TensorSource],
+) -> tuple[Tensor, float]:
+    """Returns what a tensor or a pair of factors adds to the Gram matrix, [T, T] float64, and the base's square."""
+    if component.shared:  # no task differs from the base here
+        _, square = _read_origin(names[0], prod(shapes[names[0]]), base)
+        return torch.zeros(len(members), len(members), dtype=torch.float64), square
+    if not factors.is_pair(names):
+        return _measure_tensor(names[0], prod(shapes[names[0]]), base, members)
+    pairs = [
+        (source.read(names[0]).view(shapes[names[0]]), source.read(names[1]).view(shapes[names[1]]))
+        for source in members.values()
+    ]
+    gram = factors.inner_products(pairs)
+    _require_finite(gram, names[1], list(members))
+    return gram, 0.0
+
+
 def _measure_tensor(
     name: str, length: int, base: TensorSource, members: Mapping[str, TensorSource]
 ) -> tuple[Tensor, float]:
     """Returns one tensor's part in the Gram matrix [T, T] float64, and the base's squared norm."""
-    origin = base.read(name, torch.empty(length))
-    square = float(sum(part.double().square().sum() for part in origin.split(_CHUNK)))
-    if not isfinite(square):
-        raise NonFiniteWeights(f"The base: tensor '{name}' holds NaN or infinity. Repair or replace the checkpoint.")
+    origin, square = _read_origin(name, length, base)
     vectors = torch.empty(len(members), length)
     for row, source in zip(vectors, members.values(), strict=True):
         source.read(name, row).sub_(origin)
@@ -101,6 +121,15 @@ def _measure_tensor(
         gram += wide @ wide.T
     _require_finite(gram, name, list(members))
     return gram, square
+
+
+def _read_origin(name: str, length: int, base: TensorSource) -> tuple[Tensor, float]:
+    """Returns a tensor of the base, [n] float32, and its squared norm."""
+    origin = base.read(name, torch.empty(length))
+    square = float(sum(part.double().square().sum() for part in origin.split(_CHUNK)))
+    if not isfinite(square):
+        raise NonFiniteWeights(f"The base: tensor '{name}' holds NaN or infinity. Repair or replace the checkpoint.")
+    return origin, square
 
 
 def _require_finite(gram: Tensor, name: str, tasks: Sequence[str]) -> None:

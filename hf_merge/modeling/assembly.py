@@ -4,9 +4,10 @@ Every tensor is set by reference, so several tasks' models share one set of back
 costs no copy. Tensors are named as on disk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -23,6 +24,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture, some
+from hf_merge.merging.components import Shape
+from hf_merge.modeling.adapters import attach, fold
 from hf_merge.modeling.skeletons import (
     BlameConfig,
     configuration,
@@ -98,9 +101,19 @@ class TaskModel:
         module: The transformers model, in evaluation mode.
         num_labels: The width of its logits.
         slots: Where each of its tensors lives, by the name that this task's checkpoint gives it on disk.
+        has_adapter: Whether an adapter acts on its modules.
     """
 
-    def __init__(self, config: Mapping[str, Any], kind: Kind, head: Head, *, pad_token_id: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        kind: Kind,
+        head: Head,
+        *,
+        pad_token_id: int | None = None,
+        adapter: Mapping[str, Shape] = MappingProxyType({}),
+        trunk: str = "",
+    ) -> None:
         """Builds the skeleton; it holds no weights yet.
 
         Args:
@@ -108,6 +121,8 @@ class TaskModel:
             kind: Whether the task reads text or images.
             head: What the head answers.
             pad_token_id: Set where the configuration has none, as decoders with a classification head need it.
+            adapter: The shapes of an adapter's tensors, named after the base's weights on disk that they act on.
+            trunk: The base's trunk, for the names in `adapter`.
 
         Raises:
             UnsupportedArchitecture: transformers has no class of this kind for the model type.
@@ -128,6 +143,10 @@ class TaskModel:
         self._backbone: set[str] = set()
         self._head_modules: set[nn.Module] = set()
         self.num_labels = head.num_labels
+        self.has_adapter = bool(adapter)
+        if adapter:
+            own = {self.own_name(name, trunk): shape for name, shape in adapter.items()}
+            self.slots |= attach(self.module, self.slots, own)
         for slot in self.slots.values():
             slot.clear()
         self.settle()
@@ -198,6 +217,11 @@ class TaskModel:
         """Returns every tensor of the model by its name on disk, by reference."""
         return {name: slot.tensor() for name, slot in self.slots.items()}
 
+    def fold_adapter(self) -> None:
+        """Multiplies the adapter, if any, into the weights it acts on, which must be this model's alone."""
+        if self.has_adapter:
+            fold(self.module)
+
     def backbone_module(self) -> nn.Module | None:
         """Returns the submodule that is the backbone; None where there is none, or the head has tensors inside it."""
         backbone = getattr(self.module, self.module.base_model_prefix or "", None)
@@ -215,6 +239,22 @@ class TaskModel:
         self.settle()
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits
+
+
+def used_names(config: Mapping[str, Any], kind: Kind, names: Collection[str], trunk: str) -> frozenset[str]:
+    """Returns those of a base's backbone tensors that a task's model has: many leave out the base's pooler.
+
+    Args:
+        config: The base's `config.json`.
+        kind: What the tasks read.
+        names: The base's backbone tensors on disk.
+        trunk: The base's trunk.
+
+    Raises:
+        UnsupportedArchitecture, CheckpointDamaged: As `TaskModel`.
+    """
+    model = TaskModel(config, kind, Head(2))
+    return frozenset(name for name in names if model.own_name(name, trunk) in model.slots)
 
 
 def skeleton_of(built: PreTrainedConfig) -> TransformersModel:

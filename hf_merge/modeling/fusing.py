@@ -6,11 +6,12 @@ transformers' own conversion, group by group: of a model in which one component 
 reaches are made anew. What was made is a copy; every other tensor is set by reference.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -50,12 +51,10 @@ class Storage:
     Attributes:
         shapes: The shape of every tensor by its name on disk.
         memory: The name in memory of those tensors that are the same in both, by name on disk.
-        fusings: How the others become what the model runs.
     """
 
     shapes: Mapping[str, Shape]
     memory: Mapping[str, str]
-    fusings: tuple[Fusing, ...]
 
 
 def storage_of(model: Any, weights: Mapping[str, Tensor]) -> Storage:
@@ -65,36 +64,52 @@ def storage_of(model: Any, weights: Mapping[str, Tensor]) -> Storage:
         model: The model.
         weights: Its tensors by name in memory; tied ones are one tensor under several names.
     """
-    stand_ins = {id(held): held.detach().to("meta") for held in weights.values()}
-    by_name = {name: stand_ins[id(held)] for name, held in weights.items()}
-    names = {id(stand_in): name for name, stand_in in reversed(by_name.items())}
-    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(by_name))
-    memory = {name: names[id(held)] for name, held in on_disk.items() if id(held) in names}
-    converted = {name: held for name, held in on_disk.items() if name not in memory}
+    stand_ins = _stand_ins(weights)
+    names = {id(stand_in): name for name, stand_in in reversed(stand_ins.items())}
+    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(stand_ins))
     return Storage(
         {name: tuple(held.shape) for name, held in on_disk.items()},
-        memory,
-        tuple(_fusings(model, converted, by_name)) if converted else (),
+        {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
     )
 
 
-def _fusings(model: Any, stored: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Iterable[Fusing]:
-    """Yields the groups of tensors that are converted together, as `from_pretrained` would collect them."""
+def fusings_of(model: Any, weights: Mapping[str, Tensor], storage: Storage) -> list[Fusing]:
+    """Returns how tensors become what a model runs that are stored otherwise, in the groups that convert together.
+
+    Args:
+        model: The model.
+        weights: Its tensors by name in memory.
+        storage: How these are stored.
+    """
+    stored = {
+        name: torch.empty(shape, device="meta") for name, shape in storage.shapes.items() if name not in storage.memory
+    }
+    if not stored:
+        return []
     # `revert_weight_conversion` leaves prefixes alone too, for a model that no checkpoint was loaded into.
     steps = [step for step in get_model_conversion_mapping(model, add_legacy=False) if type(step) is not PrefixChange]
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    memory = _stand_ins(weights)
     groups: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(stored, key=dot_natural_key):
-        first, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(memory))
+        first, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, memory)
         if pattern is not None:
             groups.setdefault(first, []).append((name, pattern))
+    found = []
     for first, parts in groups.items():
         convert = _conversion(model, by_pattern[parts[0][1]], first, parts)
         made = convert({name: stored[name] for name, _ in parts})
-        if all(name in memory and made[name].shape == memory[name].shape for name in made):
-            yield Fusing(tuple(name for name, _ in parts), tuple(made), convert)
+        if all(name in memory and held.shape == memory[name].shape for name, held in made.items()):
+            found.append(Fusing(tuple(name for name, _ in parts), tuple(made), convert))
+    return found
+
+
+def _stand_ins(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors like these that hold nothing; tied ones are one tensor again."""
+    made = {id(held): held.detach().to("meta", copy=True) for held in weights.values()}
+    return {name: made[id(held)] for name, held in weights.items()}
 
 
 def _conversion(model: Any, converter: WeightConverter, first: str, parts: Sequence[tuple[str, str]]) -> Convert:

@@ -7,12 +7,14 @@ run as one tensor lie there one by one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from hf_merge.merging.components import Shape
-from hf_merge.modeling.assembly import TransformersModel
+from hf_merge.modeling.assembly import TransformersModel, skeleton_of
+from hf_merge.modeling.fusing import storage_of
+from hf_merge.modeling.skeletons import BlameConfig, configuration
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,23 @@ class Layout:
 
 def layout_of(model: TransformersModel) -> Layout:
     """Returns the layout on disk of a transformers model, which may be on the meta device."""
-    weights = _weights(model)
-    names = {id(held): name for name, held in weights.items()}
-    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))
-    return Layout(
-        {name: tuple(held.shape) for name, held in on_disk.items()},
-        {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
-    )
+    storage = storage_of(model, _weights(model))
+    return Layout(storage.shapes, storage.memory)
+
+
+def names_in_memory(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a base's tensors are called in memory, to their names on disk, both without the trunk.
+
+    Args:
+        config: The base's `config.json`.
+
+    Raises:
+        UnsupportedArchitecture: transformers does not know the model type.
+        CheckpointDamaged: The configuration describes no model.
+    """
+    with BlameConfig(config):
+        model = skeleton_of(configuration(config, {}))
+    return {memory: disk for disk, memory in layout_of(model).memory.items()}
 
 
 def _weights(model: TransformersModel) -> dict[str, Tensor]:

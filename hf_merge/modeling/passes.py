@@ -148,6 +148,11 @@ def _watch(model: TaskModel, inputs: Mapping[str, Tensor]) -> _Watched:
             stack.callback(before.remove)
             stack.callback(after.remove)
         model.logits(inputs)
+    for module in model.module.modules():
+        # What only holds parameters is never called: its owner uses them, as peft's layers do theirs.
+        for held in module.children():
+            if isinstance(held, nn.ParameterDict | nn.ParameterList) and module in entered:
+                entered[held], left[held] = entered[module], left[module]
     return _Watched(entered, left)
 
 

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING
 
 from hf_merge.errors import CheckpointDamaged, HfMergeError, UnsupportedArchitecture
 from hf_merge.merging.components import Shape
-from hf_merge.modeling.fusing import Convert, storage_of
+from hf_merge.modeling.fusing import Convert, fusings_of, storage_of
 
 
 # Keys that choose code, precision or the form of outputs are never taken from a checkpoint, and labels belong to the
@@ -186,7 +186,7 @@ def slots(model: nn.Module) -> dict[str, Slot]:
         homes.setdefault(id(held), Slot(tuple(held.shape))).places.append((model.get_submodule(parent), attribute))
     storage = storage_of(model, weights)
     found = {name: homes[id(weights[own])] for name, own in storage.memory.items()}
-    for fusing in storage.fusings:
+    for fusing in fusings_of(model, weights, storage):
         made = {name: homes[id(weights[name])] for name in fusing.run}
         fusion = Fusion(fusing.convert, made)
         places = [place for slot in made.values() for place in slot.places]

@@ -12,7 +12,7 @@ from hf_merge.merging.cost import normalised, stored_parameters
 from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
 from hf_merge.merging.grouping import Grouping, groups, members_of
 from hf_merge.merging.methods import MethodSpec
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 
 
 Chain: TypeAlias = tuple[ExpertKey, ...]
@@ -54,16 +54,16 @@ class ExpertBuilder:
         """Returns a task's chain: one expert identity per component."""
         index = self.tasks.index(task)
         return tuple(
-            self._key(component.name, members_of(partition, index))
+            self._key(component, members_of(partition, index))
             for component, partition in zip(self.components, grouping, strict=True)
         )
 
     def keys(self, grouping: Grouping) -> tuple[ExpertKey, ...]:
         """Returns the identities of the distinct experts of a configuration, component by component."""
         return tuple(
-            self._key(component.name, members)
+            self._key(component, members)
             for component, partition in zip(self.components, grouping, strict=True)
-            for members in groups(partition)
+            for members in groups(partition)[: 1 if component.shared else None]
         )
 
     def expert(self, key: ExpertKey) -> Expert:
@@ -76,7 +76,7 @@ class ExpertBuilder:
             self._kept.move_to_end(key)
             return self._kept[key]
         component = self._by_name[key.component]
-        expert = build_expert(key, component, self.family.shapes, self.family.base, self.family.tasks)
+        expert = build_expert(key, component, self.family.shapes, self.family.origin, self.family.tasks)
         self.built += 1
         if key.method is not None:
             quantised = sum(f"{name}.scale" in expert.tensors for name in component.tensors)
@@ -119,8 +119,9 @@ class ExpertBuilder:
         """Returns an expert's weights as float32 by tensor name: what is stored, as every reader decodes it."""
         return decode_expert(key.codec, self._by_name[key.component].tensors, self.expert(key).tensors)
 
-    def _key(self, component: str, members: Sequence[int]) -> ExpertKey:
-        return expert_key(component, [self.tasks[index] for index in members], self.method, self.codec)
+    def _key(self, component: Component, members: Sequence[int]) -> ExpertKey:
+        names = [] if component.shared else [self.tasks[index] for index in members]
+        return expert_key(component.name, names, self.method, self.codec)
 
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:
@@ -139,4 +140,6 @@ class ExpertBuilder:
 def reference_chain(components: Sequence[Component], members: Sequence[str]) -> Chain:
     """Returns the chain of one model at full precision: the fine-tune named by `members`, or the base for none."""
     full = CodecSpec.resolve("full", {})
-    return tuple(ExpertKey(component.name, tuple(members), None, full) for component in components)
+    return tuple(
+        ExpertKey(component.name, () if component.shared else tuple(members), None, full) for component in components
+    )

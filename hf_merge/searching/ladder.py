@@ -21,18 +21,18 @@ def ladder(space: SearchSpace, grams: Sequence[NDArray[np.float64]], size: int) 
         grams: One Gram matrix of task vectors [tasks, tasks] float64 per component.
         size: How many to return, 2 or more.
     """
-    columns = [_Column(gram) for gram in grams]
-    steps = [_configuration(columns)]
+    columns = [_Column(grams[index]) for index in space.searched]
+    steps = [_configuration(space, columns)]
     while any(len(column.groups) > 1 for column in columns):
         closest = max(columns, key=lambda column: column.similarity)
         closest.merge()
-        steps.append(_configuration(columns))
+        steps.append(_configuration(space, columns))
     chosen = np.unique(np.linspace(0, len(steps) - 1, num=size).round().astype(int))
     return [steps[index] for index in chosen]
 
 
-def _configuration(columns: Sequence["_Column"]) -> Configuration:
-    return Configuration(tuple(column.partition() for column in columns))
+def _configuration(space: SearchSpace, columns: Sequence["_Column"]) -> Configuration:
+    return space.configuration([column.partition() for column in columns])
 
 
 class _Column:

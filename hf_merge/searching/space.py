@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +49,19 @@ class SearchSpace:
     Attributes:
         components: The components' names, in forward order; L of them.
         tasks: The tasks' names; T of them.
+        shared: Those of the components that are not searched: every task has the base's own weights there, so that
+            they always are one group.
 
     Raises:
-        ValueError: There is no component or no task.
+        ValueError: There is no component to search, or no task.
     """
 
     components: tuple[str, ...]
     tasks: tuple[str, ...]
+    shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not self.components or not self.tasks:
+        if not self.shared < set(self.components) or not self.tasks:
             raise ValueError(f"A search space needs components and tasks, not {self.components} and {self.tasks}.")
 
     @property
@@ -69,7 +73,12 @@ class SearchSpace:
             for entry in row:
                 extended.append(extended[-1] + entry)
             row = extended
-        return int(row[-1] ** len(self.components))
+        return int(row[-1] ** len(self.searched))
+
+    @cached_property
+    def searched(self) -> tuple[int, ...]:
+        """The numbers of the components that are searched."""
+        return tuple(index for index, name in enumerate(self.components) if name not in self.shared)
 
     def encode(self, configuration: Configuration) -> NDArray[np.int64]:
         """Returns the labels as a vector `[components * tasks] int64`, one component after the other."""
@@ -82,7 +91,14 @@ class SearchSpace:
 
     def uniform(self, partition: Partition) -> Configuration:
         """Returns the configuration with the same `partition` in every component."""
-        return Configuration((partition,) * len(self.components))
+        return self.configuration([partition] * len(self.searched))
+
+    def configuration(self, partitions: Sequence[Partition]) -> Configuration:
+        """Returns the configuration with these partitions in the components that are searched."""
+        columns = [all_merged(len(self.tasks))] * len(self.components)
+        for index, partition in zip(self.searched, partitions, strict=True):
+            columns[index] = partition
+        return Configuration(tuple(columns))
 
     def all_merged(self) -> Configuration:
         """Returns the cheapest grouping: one group for all tasks in every component."""
@@ -94,7 +110,7 @@ class SearchSpace:
 
     def random(self, rng: np.random.Generator) -> Configuration:
         """Returns a random configuration: for each component an even draw of 1 to T groups, filled at random."""
-        return Configuration(tuple(self._random_partition(rng) for _ in self.components))
+        return self.configuration([self._random_partition(rng) for _ in self.searched])
 
     def _random_partition(self, rng: np.random.Generator) -> Partition:
         tasks = len(self.tasks)
@@ -143,7 +159,7 @@ class SearchSpace:
         exchanged = rng.random(len(self.components)) < 0.5
         columns[:, exchanged] = columns[::-1, exchanged]
         if rng.random() < row_swap:
-            component, task = rng.integers(len(self.components)), rng.integers(len(self.tasks))
+            component, task = self.searched[rng.integers(len(self.searched))], rng.integers(len(self.tasks))
             columns[:, component, task] = columns[::-1, component, task]
         return self.decode(columns[0]), self.decode(columns[1])
 
@@ -155,11 +171,11 @@ class SearchSpace:
 
         With a single task there is nothing to change and the configuration itself comes back.
         """
-        chosen = rng.random(len(self.components)) < 1.0 / len(self.components)
+        chosen = rng.random(len(self.searched)) < 1.0 / len(self.searched)
         if not chosen.any():
-            chosen[rng.integers(len(self.components))] = True
-        columns = zip(configuration.grouping, chosen, strict=True)
-        return Configuration(tuple(neighbour(column, rng) if steps else column for column, steps in columns))
+            chosen[rng.integers(len(self.searched))] = True
+        columns = zip((configuration.grouping[index] for index in self.searched), chosen, strict=True)
+        return self.configuration([neighbour(column, rng) if steps else column for column, steps in columns])
 
 
 def random_population(space: SearchSpace, size: int, seed: int) -> list[Configuration]:
@@ -203,19 +219,20 @@ def kmeans_population(
     found: dict[tuple[int, int], Partition] = {}
 
     def clustered(counts: Sequence[int]) -> Configuration:
-        for key in enumerate(counts):
+        keys = list(zip(space.searched, counts, strict=True))
+        for key in keys:
             if key not in found:
                 found[key] = kmeans_partition(grams[key[0]], key[1], seed)
-        return Configuration(tuple(found[key] for key in enumerate(counts)))
+        return space.configuration([found[key] for key in keys])
 
     rng = np.random.default_rng(seed)
     chosen = dict.fromkeys([space.all_merged(), space.all_separate()])
     diagonals = np.linspace(2, tasks - 1, num=max(0, min(tasks - 2, size - 2)))
-    chosen |= dict.fromkeys(clustered([int(k)] * len(grams)) for k in diagonals.round())
+    chosen |= dict.fromkeys(clustered([int(k)] * len(space.searched)) for k in diagonals.round())
     for _ in range(20 * size):
         if len(chosen) >= size:
             break
-        chosen[clustered(rng.integers(1, tasks + 1, size=len(grams)).tolist())] = None
+        chosen[clustered(rng.integers(1, tasks + 1, size=len(space.searched)).tolist())] = None
     return _filled(space, chosen, size, rng)
 
 

@@ -106,7 +106,7 @@ def load_task(
     """
     if num_labels == 1 and not is_regression_metric(spec.metric):
         raise RecipeError(
-            f"Task '{spec.name}': metric '{spec.metric}' compares classes, but the checkpoint {spec.model} has one "
+            f"Task '{spec.name}': metric '{spec.metric}' compares classes, but the checkpoint {spec.source} has one "
             "output (num_labels 1, a regression). Choose pearson_spearman."
         )
     available = _load(spec)

@@ -6,6 +6,7 @@ Every file is checked against its digest before use, and no code, pickle or path
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from threading import Lock
 from typing import Any, overload
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, MalformedChainMap
+from hf_merge.merging.components import Shape
+from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.serving.recombine import Recombiner
@@ -60,6 +63,12 @@ class Assembler:
             task: Head(entry.num_labels, entry.labels, entry.problem_type) for task, entry in entries.items()
         }
         self.pad_token_id: int | None = None
+
+    @cached_property
+    def _adapter(self) -> dict[str, Shape]:
+        """The shapes of the adapters' own tensors, as the experts of the first chain have them."""
+        names = [name for component in self._member.chain_map.components for name in component.tensors]
+        return self._member.shapes(list(adapter_shapes(dict.fromkeys(names, ()))))
 
     @contextmanager
     def checking(self) -> Iterator[None]:
@@ -119,7 +128,14 @@ class Assembler:
             UnsupportedArchitecture: transformers has no such model.
             CheckpointDamaged: The configuration describes no model.
         """
-        return TaskModel(self._config, self.kind, self.heads[task], pad_token_id=self.pad_token_id)
+        return TaskModel(
+            self._config,
+            self.kind,
+            self.heads[task],
+            pad_token_id=self.pad_token_id,
+            adapter=self._adapter,
+            trunk=self._trunk,
+        )
 
     def router(self) -> tuple[Router, FeatureExtractor] | None:
         """Returns the router and its eyes, or None where the member has none or its tasks need none.

@@ -192,6 +192,8 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
     def materialize(self, task: str) -> TransformersModel:
         """Returns a task's chain as an ordinary transformers model with weights of its own, in evaluation mode.
 
+        An adapter is multiplied into the weights that it acts on.
+
         Raises:
             InputError: The task is unknown.
         """
@@ -201,6 +203,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             model.put(name, tensor.clone())
         model.settle()
         model.move_buffers(self.device)
+        model.fold_adapter()
         return model.module.requires_grad_(True)
 
     def save_pretrained(

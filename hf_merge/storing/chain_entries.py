@@ -85,8 +85,8 @@ class ExpertEntry:
     Attributes:
         id: Its identifier, the first part of its tensors' names in the shard.
         component: The name of its component.
-        members: The tasks it was merged from and serves.
-        method: `name` and every hyperparameter of the merge method, or None for a single member.
+        members: The tasks it was merged from and serves; none where it is the base's own weights, for every task.
+        method: `name` and every hyperparameter of the merge method, or None for a single member and for the base.
         codec: `name` and every setting of the codec; in JSON the name stands under `codec`, the rest under
             `codec_settings`.
         file: The shard that holds it.

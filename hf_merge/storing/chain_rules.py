@@ -95,8 +95,8 @@ def _check_experts(chain_map: ChainMap) -> dict[str, ExpertEntry]:
         if expert.component not in components:
             raise _broken(f"{place}.component", f"there is no component '{expert.component}'")
         _check_members(chain_map, expert, f"{place}.members")
-        if (expert.method is None) != (len(expert.members) == 1):
-            raise _broken(f"{place}.method", "must be null for a single member, and name the merge method for several")
+        if (expert.method is None) != (len(expert.members) <= 1):
+            raise _broken(f"{place}.method", "must be null for one member or none, and name the method for several")
         if not SHARD_NAME.fullmatch(expert.file):
             raise _broken(f"{place}.file", f"'{expert.file}' is no shard of experts")
         if expert.file not in chain_map.files:
@@ -118,7 +118,7 @@ def _check_chain(chain_map: ChainMap, task: str, experts: Mapping[str, ExpertEnt
     for identifier in chain:
         if identifier not in experts:
             raise _broken(place, f"there is no expert '{identifier}'")
-        if task not in experts[identifier].members:
+        if experts[identifier].members and task not in experts[identifier].members:
             raise _broken(place, f"the expert '{identifier}' was not made for this task")
     wanted = [component.name for component in chain_map.components]
     given = [experts[identifier].component for identifier in chain]
@@ -136,13 +136,13 @@ def _check_chain(chain_map: ChainMap, task: str, experts: Mapping[str, ExpertEnt
 
 
 def _check_use(chain_map: ChainMap) -> None:
-    """Every expert is used, and by each of its members."""
+    """Every expert is used, by each of its members; one without members, the base's own weights, by every task."""
     used = {task: set(chain) for task, chain in chain_map.chains.items()}
     everywhere = set().union(*used.values())
     for index, expert in enumerate(chain_map.experts):
         if expert.id not in everywhere:
             raise _broken(f"experts[{index}]", f"the expert '{expert.id}' is in no chain")
-        idle = next((task for task in expert.members if expert.id not in used[task]), None)
+        idle = next((task for task in expert.members or used if expert.id not in used[task]), None)
         if idle is not None:
             raise _broken(f"experts[{index}].members", f"the chain of '{idle}' does not use '{expert.id}'")
 

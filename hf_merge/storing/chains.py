@@ -150,7 +150,7 @@ def _expert(field: Field) -> ExpertEntry:
     return ExpertEntry(
         id=fields["id"].name(),
         component=fields["component"].name(),
-        members=tuple(member.name() for member in fields["members"].items(LIMITS.chains)),
+        members=tuple(member.name() for member in fields["members"].items(LIMITS.chains, or_none=True)),
         method=None if method.value is None else _method(method),
         codec={"name": fields["codec"].name()} | _codec_settings(fields["codec_settings"]),
         file=fields["file"].name(),

@@ -9,18 +9,18 @@ memory nothing is renamed. Whatever does not fit is found in configurations and 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
-from hf_merge.errors import CheckpointDamaged, ModelMismatch
-from hf_merge.merging.components import Shape, depth_of
+from hf_merge.errors import CheckpointDamaged
+from hf_merge.merging.components import depth_of
 from hf_merge.storing.config_clashes import config_clashes
 from hf_merge.storing.counterparts import backbone_beside, unused_in_all
 from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.repo_files import ADAPTER_CONFIG
 from hf_merge.storing.shards import find_shards
 from hf_merge.storing.strict_json import quote, read_json
 from hf_merge.storing.tensor_names import present_name, weights_of
@@ -116,102 +116,13 @@ class Checkpoint:
                 )
 
 
-@dataclass(frozen=True)
-class FineTuned:
-    """One task's checkpoint, aligned with the base.
-
-    Attributes:
-        task: The task's name.
-        checkpoint: The opened checkpoint.
-        names: The base's name on disk to this checkpoint's name on disk, for every backbone tensor.
-        head: This checkpoint's names on disk of the tensors that are kept per task.
-    """
-
-    task: str
-    checkpoint: Checkpoint
-    names: Mapping[str, str]
-    head: tuple[str, ...]
-
-    def read(self, name: str, out: Tensor | None = None) -> Tensor:
-        """Returns the backbone tensor that the base calls `name`, as float32, in `out` where it is given."""
-        return self.checkpoint.read(self.names[name], out)
-
-    def head_parameters(self) -> int:
-        """Returns the number of parameters of the head."""
-        return sum(self.checkpoint.specs[name].numel for name in self.head)
-
-
-@dataclass(frozen=True)
-class Family:
-    """A base and its fine-tunes, checked and aligned.
-
-    Attributes:
-        base: The opened base.
-        tasks: The aligned fine-tunes, in the recipe's order, by task name.
-        shapes: The shape of every backbone tensor that all fine-tunes have, by the base's name on disk.
-        parameters: d, the parameters of the base backbone as saved.
-    """
-
-    base: Checkpoint
-    tasks: Mapping[str, FineTuned]
-    shapes: Mapping[str, Shape]
-    parameters: int
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.base.close()
-        for tuned in self.tasks.values():
-            tuned.checkpoint.close()
-
-    def digests(self) -> dict[str, str]:
-        """Returns the digest of every checkpoint: `base`, and `task <name>` for each task."""
-        return {"base": self.base.digest()} | {
-            f"task {name}": tuned.checkpoint.digest() for name, tuned in self.tasks.items()
-        }
-
-    def head_parameters(self) -> int:
-        """Returns the parameters of all heads together; all of them are trained per task."""
-        return sum(tuned.head_parameters() for tuned in self.tasks.values())
-
-
-def align(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Family:
-    """Returns the base and its fine-tunes aligned by name.
-
-    Args:
-        base: The opened base.
-        tuned: The opened fine-tuned checkpoints by task name.
-
-    Raises:
-        ModelMismatch: They are not fine-tunes of one base; every clash is listed.
-    """
-    clashes = check_mergeable(base, tuned)
-    if clashes:
-        raise ModelMismatch("These checkpoints cannot be merged:\n  " + "\n  ".join(clashes))
-    inside, backbones = base.backbone(), _backbones(base, tuned)
-    common = [key for key in inside if all(key in own for own in backbones.values())]
-    tasks = {}
-    for task, checkpoint in tuned.items():
-        own = backbones[task]
-        shared = {own[key] for key in own if key in inside}
-        heads = tuple(name for name in checkpoint.specs if name not in shared)
-        tasks[task] = FineTuned(task, checkpoint, {inside[key]: own[key] for key in common}, heads)
-    shapes = {inside[key]: base.specs[inside[key]].shape for key in common}
-    unused = unused_in_all(inside, backbones.values())
-    used = (name for key, name in inside.items() if key not in unused)
-    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in used))
-
-
 def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[str]:
     """Returns one line per clash between the base and its fine-tunes, empty if none; no weight is read."""
     place = f"base ({base.source})"
     clashes = list(_unusable(base, place))
     if not any(depth_of(name) is not None for name in base.specs):
         clashes.append(f"{place}: no tensor belongs to a block, so nothing can be cut; is it a transformer?")
-    backbones = _backbones(base, tuned)
+    backbones = backbones_beside(base, tuned)
     unused = unused_in_all(base.backbone(), backbones.values())
     for task, checkpoint in tuned.items():
         place = f"task '{task}' ({checkpoint.source})"
@@ -238,6 +149,11 @@ def trunk_of(names: Iterable[str]) -> str:
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
     path = folder / "config.json"
+    if not path.is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointDamaged(
+            f"{source} is an adapter of peft, where a whole model is needed. Give it as `adapter` of its task, and "
+            "the model that it was trained on as the base."
+        )
     if not path.is_file():
         raise CheckpointDamaged(f"{source}: there is no config.json in {folder}; give the folder of a whole model.")
     config = read_json(path, LIMITS.config_bytes)
@@ -256,8 +172,8 @@ def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
         yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {_some(others)}"
 
 
-def _backbones(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
-    """Returns the backbone of each fine-tune by task: the name inside the base's trunk to the name on its disk."""
+def backbones_beside(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
+    """Returns the backbone of each fine-tune by task: the name inside the base's trunk to the name on its own disk."""
     inside = base.backbone()
     return {
         task: backbone_beside(inside, checkpoint.backbone(), tuple(checkpoint.specs))

@@ -79,12 +79,12 @@ class Field:
                 raise self.refusal(f"the key {quote(key)} {_NO_NAME}", UnsafeName)
         return {key: self._child(item, key) for key, item in value.items()}
 
-    def items(self, limit: int) -> list["Field"]:
-        """Returns the fields of an array, at least one and at most `limit` of them."""
+    def items(self, limit: int, *, or_none: bool = False) -> list["Field"]:
+        """Returns the fields of an array, at most `limit` of them, and at least one unless `or_none`."""
         if not isinstance(self.value, list):
             raise self.refusal(f"is {_kind(self.value)}, not an array")
         self._check_count(len(self.value), limit)
-        if not self.value:
+        if not self.value and not or_none:
             raise self.refusal("is empty")
         return [Field(item, self.origin, f"{self.path}[{index}]") for index, item in enumerate(self.value)]
 

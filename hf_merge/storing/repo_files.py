@@ -11,7 +11,8 @@ from hf_merge.storing.strict_json import quote
 
 # What a member folder may hold is what a checkpoint's settings are: one list for copying, reading and pulling.
 TOKENIZER_FILES = tuple(sorted(chain_entries.TOKENIZER_FILES | chain_entries.SETTINGS_FILES - {CONFIG_FILE}))
-SETTINGS_FILES = (CONFIG_FILE, "adapter_config.json", *TOKENIZER_FILES)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_CONFIG, *TOKENIZER_FILES)
 WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 MEMBER_FILES = (
     *("chains.json", "front.json", "recipe.yaml", "README.md", CONFIG_FILE, *TOKENIZER_FILES),

@@ -116,7 +116,7 @@ def train_router(
     base = project.family.base
     # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
     eyes = FeatureExtractor.from_base(
-        base.config, list(project.family.shapes), base.trunk, int(layers) if depth is None else depth, base
+        base.config, list(project.family.of_base), base.trunk, int(layers) if depth is None else depth, base
     )
     features, labels = _features(
         eyes, reader, {task: rows.router for task, rows in data.items()}, "router features", progress
@@ -233,7 +233,7 @@ def _heads(project: Project) -> dict[str, StoredHead]:
     stored = {}
     for task, tuned in project.family.tasks.items():
         head = project.heads[task]
-        tensors = {name: tuned.checkpoint.read(name) for name in tuned.head}
+        tensors = {name: tuned.read_head(name) for name in tuned.head}
         stored[task] = StoredHead(head.num_labels, head.labels, tensors, head.problem_type)
     return stored
 

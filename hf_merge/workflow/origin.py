@@ -24,7 +24,7 @@ def read_origin(recipe: Recipe, access: hub.Access) -> Origin:
         HubError: The Hub no longer shows a source.
     """
     base = _source(recipe.base.model, recipe.base.revision, access)
-    tasks = {task.name: _source(task.model, task.revision, access) for task in recipe.tasks}
+    tasks = {task.name: _source(task.source, task.revision, access) for task in recipe.tasks}
     datasets = {task.data.path: None for task in recipe.tasks if _is_on_the_hub(task.data)}
     return Origin(base, tasks, tuple(datasets), published_recipe(recipe))
 
@@ -36,7 +36,7 @@ def published_recipe(recipe: Recipe) -> str:
     """
     base = recipe.base.model_copy(update={"model": _told(recipe.base.model, recipe.base.revision)})
     tasks = tuple(
-        task.model_copy(update={"model": _told(task.model, task.revision), "data": _shown_data(task.data)})
+        task.model_copy(update={task.source_key: _told(task.source, task.revision), "data": _shown_data(task.data)})
         for task in recipe.tasks
     )
     told = recipe.model_copy(update={"base": base, "tasks": tasks})

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_merge.merging.components import places, unplaced
+from hf_merge.merging.components import unplaced
 from hf_merge.merging.cost import bytes_of, configuration_cost
 from hf_merge.merging.grouping import all_merged, all_separate
 from hf_merge.recipe import Recipe
-from hf_merge.searching.space import SearchSpace
 from hf_merge.storing import hub
 from hf_merge.workflow.project import Project, open_project
 
@@ -93,9 +92,9 @@ def as_json(found: Plan) -> dict[str, Any]:
 
 def _plan(project: Project) -> Plan:
     family, recipe, tasks = project.family, project.recipe, len(project.family.tasks)
-    placed = places(family.shapes)
+    placed = project.places()
     merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
-    space = SearchSpace(tuple(component.name for component in project.components), tuple(family.tasks))
+    space = project.space()
     positions = recipe.search.max_length or (_TOKENS if project.kind == "text" else _PATCHES)
     return Plan(
         base=family.base.source,
@@ -152,7 +151,7 @@ def _forward_seconds(project: Project, positions: int) -> float:
     """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the speed of matrix products."""
     search = project.recipe.search
     shapes = project.family.shapes
-    inside = sum(prod(shapes[name]) for name, place in places(shapes).items() if place.depth is not None)
+    inside = sum(prod(shapes[name]) for name, place in project.places().items() if place.depth is not None)
     rows = search.validation_rows * len(project.family.tasks) * search.evaluations
     return 2.0 * inside * positions * rows / _flops_per_second()
 

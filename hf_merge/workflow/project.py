@@ -9,22 +9,29 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hf_merge.errors import HubError, RecipeError
+from hf_merge.errors import CheckpointDamaged, HubError, RecipeError
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Component, decompose, require_granularity
+from hf_merge.merging.components import Component, Place, Shape, cut, places, require_granularity
 from hf_merge.merging.methods import MethodSpec
-from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.adapters import adapter_shapes
+from hf_merge.modeling.assembly import Head, Kind, TaskModel, used_names
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.layouts import names_in_memory
 from hf_merge.modeling.processors import require_same_processors
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.running import TaskRun
+from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.splits import BUILDERS, check_source
 from hf_merge.searching.tasks import Rows, TaskData, load_task
 from hf_merge.storing import hub
-from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.storing.adapted import align_adapted
+from hf_merge.storing.adapters import Adapter
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, align
 
 
 logger = logging.getLogger(__name__)
+BASE_COMPONENT = "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,11 +58,25 @@ class Project:
     @property
     def heads(self) -> dict[str, Head]:
         """What each task's head answers, by task."""
-        return {task: Head.of(tuned.checkpoint.config) for task, tuned in self.family.tasks.items()}
+        return {task: Head.of(tuned.config) for task, tuned in self.family.tasks.items()}
+
+    @property
+    def adapter(self) -> dict[str, Shape]:
+        """The shapes of the adapters' own tensors; empty where the tasks are whole fine-tunes."""
+        return adapter_shapes(self.family.shapes)
+
+    def space(self) -> SearchSpace:
+        """Returns the configurations among which a search chooses."""
+        shared = frozenset(component.name for component in self.components if component.shared)
+        return SearchSpace(tuple(component.name for component in self.components), tuple(self.family.tasks), shared)
+
+    def places(self) -> dict[str, Place]:
+        """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""
+        return _places(self.family)
 
     def reader_folders(self) -> list[Path]:
         """Returns where a tokenizer or processor may lie: the base first, then the fine-tunes."""
-        return [self.family.base.folder, *(tuned.checkpoint.folder for tuned in self.family.tasks.values())]
+        return [self.family.base.folder, *(tuned.source.folder for tuned in self.family.tasks.values())]
 
 
 @contextmanager
@@ -80,10 +101,10 @@ def open_project(
     kind = _kind(recipe)
     with _Opening(headers_only, access) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
-        tuned = {task.name: opening.open(f"task {task.name}", task.model, task.revision) for task in recipe.tasks}
-        family = align(base, tuned)
+        tuned = {task.name: opening.open_task(task) for task in recipe.tasks}
+        family = _aligned(base, tuned, kind)
         pinned = _pinned(recipe, base, tuned, access)
-        components = decompose(family.shapes, recipe.merge.granularity, stages=recipe.merge.stages)
+        components = _components(family, recipe.merge.granularity, recipe.merge.stages)
         yield Project(pinned, family, components, method, codec, kind)
 
 
@@ -132,7 +153,7 @@ class Reader:
         self._processor = load_image_processor(folder) if project.kind == "image" else None
         if project.kind == "image":
             tuned = project.family.tasks
-            require_same_processors(folder, {task: tuned[task].checkpoint.folder for task in tuned})
+            require_same_processors(folder, {task: tuned[task].source.folder for task in tuned})
         self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
 
     def batches(self, rows: Rows) -> list[Batch]:
@@ -154,9 +175,14 @@ def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dic
     for task in project.recipe.tasks:
         tuned = project.family.tasks[task.name]
         model = TaskModel(
-            project.family.base.config, project.kind, project.heads[task.name], pad_token_id=reader.pad_token_id
+            project.family.base.config,
+            project.kind,
+            project.heads[task.name],
+            pad_token_id=reader.pad_token_id,
+            adapter=project.adapter,
+            trunk=project.family.base.trunk,
         )
-        model.set_head({name: tuned.checkpoint.read(name).to(dtype) for name in tuned.head})
+        model.set_head({name: tuned.read_head(name).to(dtype) for name in tuned.head})
         runs[task.name] = TaskRun(
             task.name, model, reader.batches(rows[task.name]), rows[task.name].labels, task.metric
         )
@@ -182,13 +208,49 @@ class _Opening(ExitStack):
         checkpoint = Checkpoint(source, resolved.folder, resolved.revision, headers_only=self._headers_only)
         return self.enter_context(checkpoint)
 
+    def open_task(self, task: TaskSpec) -> Checkpoint | Adapter:
+        """Returns a task's checkpoint or adapter opened, pulled first where it is on the Hub."""
+        if task.adapter is None:
+            return self.open(f"task {task.name}", task.source, task.revision)
+        resolved = hub.pull_checkpoint(task.adapter, task.revision, access=self._access)
+        return self.enter_context(Adapter(task.adapter, resolved.folder, resolved.revision))
 
-def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint], access: hub.Access) -> Recipe:
+
+def _aligned(base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], kind: Kind) -> Family:
+    whole = {task: held for task, held in tuned.items() if isinstance(held, Checkpoint)}
+    if len(whole) == len(tuned):
+        return align(base, whole)
+    headless = next((task for task, held in tuned.items() if isinstance(held, Adapter) and not held.whole()), None)
+    if headless is not None:
+        raise CheckpointDamaged(
+            f"Task '{headless}' ({tuned[headless].source}): the adapter holds no head, which a classifier needs. "
+            "Train it with task_type SEQ_CLS, or name the head in modules_to_save."
+        )
+    used = used_names(base.config, kind, base.backbone().values(), base.trunk)
+    return align_adapted(base, tuned, used, names_in_memory(base.config))
+
+
+def _places(family: Family) -> dict[str, Place]:
+    of_base = places(family.of_base)
+    return {name: of_base[family.adapted.get(name, name)] for name in family.shapes}
+
+
+def _components(family: Family, granularity: str, stages: int) -> tuple[Component, ...]:
+    """Returns the partition of the backbone: of adapters their own tensors, and the base as one more component."""
+    placed = _places(family)
+    if not family.adapted:
+        return cut(placed, granularity, stages=stages)
+    shared = tuple(sorted(name for name in placed if name not in family.adapted))
+    own = cut({name: placed[name] for name in family.adapted}, granularity, stages=stages)
+    return (Component(BASE_COMPONENT, shared, shared=True), *own)
+
+
+def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], access: hub.Access) -> Recipe:
     """Returns the recipe with every Hub source pinned to the commit that was pulled, every local path absolute."""
     tasks = tuple(
         task.model_copy(
             update={
-                "model": _address(tuned[task.name]),
+                task.source_key: _address(tuned[task.name]),
                 "revision": tuned[task.name].revision,
                 "data": _located(task, access),
             }
@@ -199,7 +261,7 @@ def _pinned(recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint], a
     return recipe.model_copy(update={"base": pinned, "tasks": tasks})
 
 
-def _address(checkpoint: Checkpoint) -> str:
+def _address(checkpoint: Checkpoint | Adapter) -> str:
     return checkpoint.source if checkpoint.revision is not None else str(checkpoint.folder.absolute())
 
 

@@ -23,7 +23,7 @@ from hf_merge.searching.pareto import Reference
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.sharing import SharedEvaluator
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.space import Configuration
 from hf_merge.searching.states import StateCache
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub
@@ -138,12 +138,8 @@ def new_builder(project: Project) -> ExpertBuilder:
     return ExpertBuilder(project.family, project.components, project.method, project.codec, limit_bytes=limit)
 
 
-def _space(project: Project) -> SearchSpace:
-    return SearchSpace(tuple(component.name for component in project.components), tuple(project.family.tasks))
-
-
 def _total(project: Project) -> int:
-    return min(search_settings(project.recipe).evaluations, _space(project).size)
+    return min(search_settings(project.recipe).evaluations, project.space().size)
 
 
 def search_settings(recipe: Recipe) -> SearchSettings:
@@ -180,7 +176,7 @@ class _Run:
         self._replay()
         references = self.history.references or self._measure_references()
         self.watch.references(references.individual, references.pretrained)
-        space = _space(self.project)
+        space = self.project.space()
         separate = space.all_separate()
         box = Reference.from_extremes(self.evaluator.cost(separate.grouping), mean_score(references.pretrained))
         settings = search_settings(self.project.recipe)
@@ -289,4 +285,4 @@ class _Run:
 def _measure(project: Project, progress: bool | Listener) -> Geometry:
     family = project.family
     with waiting(progress, "task vectors", sum(map(prod, family.shapes.values())), "parameter") as bar:
-        return measure(project.components, family.shapes, family.base, family.tasks, bar.update)
+        return measure(project.components, family.shapes, family.origin, family.tasks, bar.update)

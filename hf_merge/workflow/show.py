@@ -85,7 +85,9 @@ def _member_json(chain_map: ChainMap) -> dict[str, Any]:
 
 
 def _member_table(chain_map: ChainMap) -> str:
-    rows = [[expert.id, ", ".join(expert.members), f"{expert.bytes:,}"] for expert in chain_map.experts]
+    rows = [
+        [expert.id, ", ".join(expert.members) or "(the base)", f"{expert.bytes:,}"] for expert in chain_map.experts
+    ]
     scores = ", ".join(f"{task} {score:.4f}" for task, score in chain_map.performance.items())
     return (
         f"{chain_map.id}: {len(chain_map.chains)} tasks on {chain_map.base.repo}, C = {chain_map.cost:.4f}\n"

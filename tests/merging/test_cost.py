@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_merge.errors import BudgetError
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Shape, decompose
+from hf_merge.merging.components import Component, Shape, cut, decompose, places
 from hf_merge.merging.cost import bytes_of, configuration_cost, normalised, parse_budget, stored_parameters
 from hf_merge.merging.grouping import all_merged, all_separate, canonical
 
@@ -141,6 +141,24 @@ def test_published_costs(
     shapes = build()
     cost = paper_cost(shapes, split, parameters=size(shapes) + extra, head_parameters=heads)
     assert f"{cost:.4f}" == published
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(1, "0.2502"), (11, "0.2521")])
+def test_eleven_sets_of_vectors_on_one_shared_base(groups: int, expected: str) -> None:
+    shapes = t0_with_ia3()
+    vectors = {name for name in shapes if name.endswith(".ia3_l")}
+    base = Component("base", tuple(name for name in shapes if name not in vectors), shared=True)
+    stood = places(shapes)
+    components = (base, *cut({name: stood[name] for name in vectors}, "type"))
+    partition = tuple(index % groups for index in range(11))
+    cost = configuration_cost(
+        components, shapes, (partition,) * len(components), INT8,
+        parameters=size(shapes),  # the published figures divide by the base with one set of vectors
+    )  # fmt: skip
+    assert [component.name for component in components[1:]] == [
+        "encoder.attention", "encoder.mlp", "decoder.attention", "decoder.mlp",
+    ]  # fmt: skip
+    assert f"{cost:.4f}" == expected
 
 
 def test_published_parameter_counts() -> None:

@@ -14,8 +14,9 @@ from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape, decompose, keeps_full_precision
 from hf_merge.merging.experts import Expert, ExpertKey, TensorSource, build_expert, decode_expert, expert_key
-from hf_merge.merging.methods import MethodSpec, available
-from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.merging.methods import Member, MethodSpec, available
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, align
 from tests.tiny_models import LAYOUTS, TinyFamily
 
 
@@ -301,3 +302,64 @@ def test_sources_are_left_as_they_were(base: Memory, members: dict[str, Memory])
         build(expert_key("attention", TASKS, MethodSpec.resolve(method), INT8), base, members)
     for task, tensors in before.items():
         assert all(torch.equal(tensor, members[task].tensors[name]) for name, tensor in tensors.items())
+
+
+PAIR = Component("attention", ("h.0.k.lora_A.weight", "h.0.k.lora_B.weight", "h.1.k.ia3_l"))
+PAIR_SHAPES: dict[str, Shape] = dict(zip(PAIR.tensors, ((2, 9), (7, 2), (7, 1)), strict=True))
+
+
+@pytest.fixture
+def updates() -> dict[str, Memory]:
+    """Three tasks' factors of rank 2, and vectors."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        task: Memory({name: torch.randn(shape, generator=generator) for name, shape in PAIR_SHAPES.items()})
+        for task in TASKS
+    }
+
+
+def nearest(update: Tensor, rank: int) -> Tensor:
+    u, s, v = torch.linalg.svd(update, full_matrices=False)
+    found: Tensor = (u[:, :rank] * s[:rank]) @ v[:rank]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_factors_are_merged_as_whole_updates_and_cut_back_to_their_rank(name: str, updates: dict[str, Memory]) -> None:
+    method = MethodSpec.resolve(name, {"density": 1.0} if "density" in MethodSpec.resolve(name).mapping else {})
+    start = Memory({key: torch.zeros(shape) for key, shape in PAIR_SHAPES.items()})
+    expert = build_expert(expert_key("attention", TASKS, method, FULL), PAIR, PAIR_SHAPES, start, updates)
+    a, b = (expert.tensors[key] for key in PAIR.tensors[:2])
+    rows = [(held.tensors[PAIR.tensors[1]] @ held.tensors[PAIR.tensors[0]]).view(-1) for held in updates.values()]
+    members = (Member(task, row.clone(), index) for index, (task, row) in enumerate(zip(TASKS, rows, strict=True)))
+    whole = available()[name].merge(torch.zeros(63), members, method.mapping).view(7, 9)
+    assert a.shape == (2, 9) and b.shape == (7, 2)
+    torch.testing.assert_close(b @ a, nearest(whole, 2), atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_members_factors_are_left_as_they_are(updates: dict[str, Memory]) -> None:
+    key = expert_key("attention", ["b"], ARITHMETIC, FULL)
+    expert = build_expert(key, PAIR, PAIR_SHAPES, updates["a"], updates)
+    assert all(torch.equal(expert.tensors[name], updates["b"].tensors[name]) for name in PAIR.tensors)
+
+
+def test_merged_factors_are_judged_by_the_range_of_balanced_ones(updates: dict[str, Memory]) -> None:
+    start = Memory({key: torch.zeros(shape) for key, shape in PAIR_SHAPES.items()})
+    key = expert_key("attention", TASKS, AVERAGE, INT8)
+    expert = build_expert(key, PAIR, PAIR_SHAPES, start, updates)
+    first, second = PAIR.tensors[:2]
+    lopsided = {
+        task: Memory(held.tensors | {first: held.tensors[first] * 8, second: held.tensors[second] / 8})
+        for task, held in updates.items()
+    }
+    again = build_expert(key, PAIR, PAIR_SHAPES, start, lopsided)
+    assert expert.refused == again.refused == ()
+    assert expert.tensors.keys() == again.tensors.keys()
+    assert expert.tensors[PAIR.tensors[0]].dtype == torch.uint8
+
+
+def test_factors_with_nan_are_refused_by_name(updates: dict[str, Memory]) -> None:
+    updates["c"].tensors[PAIR.tensors[1]][0, 0] = torch.nan
+    start = Memory({key: torch.zeros(shape) for key, shape in PAIR_SHAPES.items()})
+    with pytest.raises(NonFiniteWeights, match=r"Task 'c': tensor 'h\.0\.k\.lora_B\.weight'"):
+        build_expert(expert_key("attention", TASKS, TIES, FULL), PAIR, PAIR_SHAPES, start, updates)

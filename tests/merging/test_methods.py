@@ -35,6 +35,8 @@ def _cases() -> Iterator[tuple[str, Given]]:
 CASES = list(_cases())
 every_method = pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name}-{chosen}" for name, chosen in CASES])
 
+LINEAR = [name for name, method in methods.available().items() if method.linear]
+
 # With what a group of one model comes back as it was.
 IDENTITIES: list[tuple[str, Given]] = [
     ("average", {}),
@@ -366,3 +368,19 @@ def test_election_does_not_depend_on_the_size_of_blocks(monkeypatch: pytest.Monk
     whole = merged("ties", {}, base, weights)
     monkeypatch.setattr(_election, "BLOCK", 7)
     assert torch.equal(merged("ties", {}, base, weights), whole)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_method_is_the_sum_of_task_vectors_with_its_weights(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, *rows = torch.randn(4, 50, generator=generator)
+    spec = MethodSpec.resolve(name)
+    merged = methods.get(name).merge(base, _stream(rows, range(3)), spec.mapping)
+    weights = methods.get(name).weights(3, spec.mapping)
+    summed = base + sum((weight * (row - base) for weight, row in zip(weights, rows, strict=True)), torch.zeros(50))
+    torch.testing.assert_close(merged, summed)
+
+
+def test_a_method_that_is_not_linear_has_no_weights() -> None:
+    with pytest.raises(ValueError, match="no weighted sum"):
+        methods.get("ties").weights(2, MethodSpec.resolve("ties").mapping)

@@ -89,3 +89,19 @@ def test_weights_that_are_not_finite_are_refused(owner: str, value: float) -> No
     who = "The base" if owner == "base" else "Task 'task2'"
     with pytest.raises(NonFiniteWeights, match=rf"{who}: tensor 'h\.0\.mlp\.b' holds NaN or infinity"):
         measure(COMPONENTS, SHAPES, Memory(base), sources(tuned))
+
+
+def test_the_gram_of_factors_is_that_of_their_products_and_a_shared_component_has_none() -> None:
+    shapes = {"h.0.k.lora_A.weight": (2, 5), "h.0.k.lora_B.weight": (4, 2), "wte": (3, 2)}
+    generator = torch.Generator().manual_seed(0)
+    tuned = {
+        task: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for task in ("a", "b")
+    }
+    base = {name: torch.ones(shape) for name, shape in shapes.items()}
+    names = tuple(sorted(shapes)[:2])
+    components = (Component("base", ("wte",), shared=True), Component("attention", names))
+    geometry = measure(components, shapes, Memory(base), sources(tuned))
+    updates = torch.stack([(held[names[1]] @ held[names[0]]).view(-1) for held in tuned.values()]).double()
+    np.testing.assert_allclose(geometry.grams["attention"], (updates @ updates.T).numpy(), rtol=1e-5)
+    assert not geometry.grams["base"].any()
+    assert geometry.base_norm == pytest.approx(6**0.5)

@@ -19,7 +19,8 @@ from transformers import (
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
 from hf_merge.modeling.assembly import Head, TaskModel
 from hf_merge.modeling.features import FeatureModel
-from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, FineTuned, align
 from tests.tiny_models import IMAGE_LAYOUTS, IMAGE_SIDE, LAYOUTS, TEXT_LAYOUTS, TinyFamily, vocabulary
 
 
@@ -44,13 +45,13 @@ def opened(family: TinyFamily) -> Family:
 
 
 def skeleton(family: TinyFamily, aligned: Family, task: str) -> TaskModel:
-    head = Head.of(aligned.tasks[task].checkpoint.config)
+    head = Head.of(aligned.tasks[task].config)
     return TaskModel(aligned.base.config, family.kind, head, pad_token_id=PAD.get(family.layout))  # type: ignore[arg-type]
 
 
 def head_of(aligned: Family, task: str) -> dict[str, Tensor]:
     tuned = aligned.tasks[task]
-    return {name: tuned.checkpoint.read(name) for name in tuned.head}
+    return {name: tuned.read_head(name) for name in tuned.head}
 
 
 def backbone_of(aligned: Family, task: str) -> dict[str, Tensor]:
@@ -108,7 +109,9 @@ def test_an_assembled_model_answers_as_transformers_does(family: TinyFamily) -> 
 def test_names_are_those_of_the_tasks_own_checkpoint(family: TinyFamily) -> None:
     with opened(family) as aligned:
         task = next(iter(family.tasks))
-        assert set(assembled(family, aligned, task).tensors()) == set(aligned.tasks[task].checkpoint.specs)
+        tuned = aligned.tasks[task]
+        assert isinstance(tuned, FineTuned)
+        assert set(assembled(family, aligned, task).tensors()) == set(tuned.checkpoint.specs)
 
 
 def test_experts_are_swapped_without_a_copy(bert: TinyFamily, aligned: Family) -> None:
@@ -194,7 +197,7 @@ def test_a_decoder_takes_the_padding_token_it_is_told(tiny_family: Callable[[str
     gpt2 = tiny_family("gpt2")
     with opened(gpt2) as aligned:
         assert aligned.base.config.get("pad_token_id") is None
-        head = Head.of(aligned.tasks["animals"].checkpoint.config)
+        head = Head.of(aligned.tasks["animals"].config)
         model = TaskModel(aligned.base.config, "text", head)
         model.set_head(head_of(aligned, "animals"))
         model.set_backbone(backbone_of(aligned, "animals"), aligned.base.trunk)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hf_merge.errors import MalformedChainMap, ModelMismatch
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from tests.modeling.test_assembly import PAD, batch_of, opened
 from tests.tiny_models import LAYOUTS, TEXT_LAYOUTS, WIDTH, TinyFamily
 

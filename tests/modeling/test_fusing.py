@@ -1,7 +1,6 @@
 """Models that run other tensors than they store: set, exchanged, let go of and given back by their names on disk."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, MixtralConfig, PreT
 from hf_merge.errors import ModelMismatch, UnsupportedArchitecture
 from hf_merge.modeling import skeletons
 from hf_merge.modeling.assembly import Head, TaskModel
-from hf_merge.modeling.fusing import Storage, storage_of
+from hf_merge.modeling.fusing import fusings_of, storage_of
 from hf_merge.modeling.passes import Passes
 from hf_merge.storing.checkpoints import Checkpoint
 from tests.families.catalogue import FAMILIES
@@ -130,11 +129,7 @@ def test_passes_begun_behind_fused_experts_give_the_bits_of_whole_ones(tmp_path:
 
 
 def test_a_conversion_that_nobody_describes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_fusings(model: Any, weights: Any) -> Storage:
-        storage = storage_of(model, weights)
-        return Storage(storage.shapes, storage.memory, ())
-
-    monkeypatch.setattr(skeletons, "storage_of", without_fusings)
+    monkeypatch.setattr(skeletons, "fusings_of", lambda *_: [])
     with pytest.raises(UnsupportedArchitecture, match="in another layout than it runs"):
         skeleton("mixtral")
 
@@ -145,7 +140,7 @@ def test_storage_tells_what_becomes_what() -> None:
     weights = model.state_dict(keep_vars=True)
     storage = storage_of(model, weights)
     assert storage.memory["model.layers.0.self_attn.q_proj.weight"] == "model.layers.0.self_attn.q_proj.weight"
-    fused = {fusing.run: set(fusing.stored) for fusing in storage.fusings}
+    fused = {fusing.run: set(fusing.stored) for fusing in fusings_of(model, weights, storage)}
     assert fused["model.layers.1.mlp.experts.down_proj",] == {
         f"model.layers.1.block_sparse_moe.experts.{expert}.w2.weight" for expert in range(3)
     }

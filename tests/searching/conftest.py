@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hf_merge.searching.evaluation import Evaluator
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from tests.modeling.test_assembly import opened
 from tests.searching.test_evaluation import evaluator_of
 from tests.tiny_models import TinyFamily

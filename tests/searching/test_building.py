@@ -4,7 +4,7 @@ import pytest
 
 from hf_merge.merging.grouping import groups
 from hf_merge.searching.evaluation import Evaluator
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from tests.searching.test_evaluation import (
     MERGED,
     MIXED,

@@ -25,7 +25,7 @@ from hf_merge.searching.evaluation import Evaluation, Evaluator, predictions
 from hf_merge.searching.metrics import score
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family, FineTuned
 from tests.modeling.test_assembly import head_of, opened, skeleton
 from tests.tiny_models import TinyFamily, pictures
 
@@ -84,7 +84,8 @@ def naive_scores(
     scores = {}
     for name, task in tiny.tasks.items():
         tuned = family.tasks[name]
-        merged = {own: tuned.checkpoint.read(own) for own in tuned.head}
+        assert isinstance(tuned, FineTuned)
+        merged = {own: tuned.read_head(own) for own in tuned.head}
         for key in evaluator.builder.chain(grouping, name):
             component = next(part for part in evaluator.builder.components if part.name == key.component)
             expert = build_expert(key, component, family.shapes, family.base, family.tasks)

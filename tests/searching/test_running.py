@@ -15,7 +15,7 @@ from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.running import Reuse, TaskRun
 from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.states import StateCache
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from tests.modeling.test_assembly import head_of, opened, skeleton
 from tests.searching.test_evaluation import batches_of
 from tests.tiny_models import TinyFamily

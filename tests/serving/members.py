@@ -20,7 +20,7 @@ from hf_merge.serving.router import RouterSettings, fit
 from hf_merge.serving.router_file import router_tensors
 from hf_merge.storing import front as fronts
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.library import MemberContent, StoredHead, write_member
 from hf_merge.storing.tensors import tensor_bytes
@@ -78,7 +78,7 @@ def write(
     keys = {key.id: key for key in builder.keys(grouping)}
     for key in keys.values():  # whose cost is exact once built
         builder.expert(key)
-    heads = {task: Head.of(tuned.checkpoint.config) for task, tuned in family.tasks.items()}
+    heads = {task: Head.of(tuned.config) for task, tuned in family.tasks.items()}
     cost = builder.cost(grouping)
     point = FrontPoint(
         id=configuration_id(builder.components, builder.tasks, grouping, builder.method, builder.codec, cost),
@@ -111,7 +111,7 @@ def write(
             task: StoredHead(
                 heads[task].num_labels,
                 heads[task].labels,
-                {name: tuned.checkpoint.read(name) for name in tuned.head},
+                {name: tuned.read_head(name) for name in tuned.head},
                 heads[task].problem_type,
             )
             for task, tuned in family.tasks.items()

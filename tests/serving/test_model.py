@@ -22,7 +22,7 @@ from hf_merge.errors import (
     RunFolderError,
 )
 from hf_merge.serving.model import MergeModel, MergeOutput
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from hf_merge.storing.library import Member
 from hf_merge.storing.tensors import sha256_of
 from tests.modeling.test_assembly import backbone_of, head_of, logits_of, opened, skeleton

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import TaskModel
 from hf_merge.serving.recombine import Recombiner
-from hf_merge.storing.checkpoints import Family
+from hf_merge.storing.families import Family
 from tests.modeling.test_assembly import backbone_of, batch_of, head_of, opened, skeleton
 from tests.tiny_models import LAYOUTS, TinyFamily
 

@@ -22,7 +22,8 @@ from transformers import (
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, PickleRefused
 from hf_merge.storing import disk
-from hf_merge.storing.checkpoints import Checkpoint, Family, align, check_mergeable, trunk_of
+from hf_merge.storing.checkpoints import Checkpoint, check_mergeable, trunk_of
+from hf_merge.storing.families import Family, FineTuned, align
 from hf_merge.storing.tensors import SafetensorsFile
 from tests.tiny_models import LAYOUTS, TinyFamily, config_of
 
@@ -78,6 +79,7 @@ def test_fine_tunes_line_up_with_their_base(layout: str, tiny_family: Build, sta
     assert family.parameters == sum(tensor.numel() for tensor in backbone.values())
     for task, tuned in family.tasks.items():
         own = weights(tiny.tasks[task].folder)
+        assert isinstance(tuned, FineTuned)
         assert tuned.checkpoint.trunk == own_trunk
         assert head in tuned.head
         assert tuned.names.keys() == family.shapes.keys()
@@ -349,9 +351,11 @@ def test_half_precision_is_read_as_float32(tiny_family: Build, stack: ExitStack,
     half = {name: tensor.bfloat16() for name, tensor in weights(tiny.tasks["animals"].folder).items()}
     folder = edit(tiny.tasks["animals"].folder, tmp_path / "half", add=half)
     family = open_family(stack, tiny.base, {"half": folder})
-    for name, own in family.tasks["half"].names.items():
-        out = torch.empty(family.tasks["half"].checkpoint.specs[own].numel)
-        assert torch.equal(family.tasks["half"].read(name, out), half[own].float().view(-1))
+    tuned = family.tasks["half"]
+    assert isinstance(tuned, FineTuned)
+    for name, own in tuned.names.items():
+        out = torch.empty(tuned.checkpoint.specs[own].numel)
+        assert torch.equal(tuned.read(name, out), half[own].float().view(-1))
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], **config: Any) -> Path:

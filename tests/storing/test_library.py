@@ -36,7 +36,8 @@ from hf_merge.merging.grouping import Grouping, all_merged, all_separate, groups
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.storing import disk, member_files, shard_layout
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, FileEntry, ModelEntry
-from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, align
 from hf_merge.storing.library import MAP_FILE, Member, MemberContent, StoredHead, write_member
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import sha256_of
@@ -104,7 +105,7 @@ def content_of(
     family: Family, grouping: Grouping, codec: CodecSpec, experts: Sequence[Expert], **changes: Any
 ) -> MemberContent:
     heads = {
-        task: StoredHead(2, ("no", "yes"), {name: tuned.checkpoint.read(name) for name in tuned.head})
+        task: StoredHead(2, ("no", "yes"), {name: tuned.read_head(name) for name in tuned.head})
         for task, tuned in family.tasks.items()
     }
     stored = sum(expert.parameters for expert in experts) + family.head_parameters()
@@ -124,7 +125,7 @@ def content_of(
         heads={},
         files={},
     )
-    settings = [family.base.folder, *(tuned.checkpoint.folder for tuned in family.tasks.values())]
+    settings = [family.base.folder, *(tuned.source.folder for tuned in family.tasks.values())]
     by_id = {expert.key.id: expert for expert in experts}
     given = MemberContent(
         chain_map, by_id.__getitem__, heads, b"router", {"model_type": "bert"}, settings, lambda _: "# Card\n"
@@ -161,7 +162,7 @@ def test_what_was_built_is_what_is_read(
     for task, tuned in family.tasks.items():
         head = member.head(task)
         assert head.keys() == set(tuned.head)
-        assert all(torch.equal(head[name], tuned.checkpoint.read(name)) for name in head)
+        assert all(torch.equal(head[name], tuned.read_head(name)) for name in head)
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 60_000, 1 << 26])

@@ -19,8 +19,8 @@ from hf_merge.cli import app
 from hf_merge.errors import ResourceError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.storing import disk
-from hf_merge.storing.checkpoints import Family
 from hf_merge.storing.durable import FolderLock, Journal
+from hf_merge.storing.families import Family
 from hf_merge.workflow.records import read_history
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE
 from hf_merge.workflow.search import search

@@ -57,6 +57,8 @@ class MergeMethod:
         source: The publication that defines it.
         summary: One sentence that says what it does.
         scoped: Whether its result depends on how tensors are flattened together; `scope` is then one of its settings.
+        linear: Whether the result is the base plus a sum of the task vectors with weights that depend on nothing but
+            the settings and the number of members, so that it can be merged as factors too.
     """
 
     name: str
@@ -65,6 +67,22 @@ class MergeMethod:
     source: str
     summary: str
     scoped: bool = False
+    linear: bool = False
+
+    def weights(self, count: int, settings: Settings) -> list[float]:
+        """Returns what a linear method multiplies each of `count` task vectors by.
+
+        Raises:
+            ValueError: The method is not linear.
+        """
+        import torch
+
+        if not self.linear:
+            raise ValueError(f"'{self.name}' is no weighted sum of task vectors.")
+        # A linear method shows its weights on members that each move a coordinate of their own.
+        members = (Member(str(index), row, index) for index, row in enumerate(torch.eye(count)))
+        found: list[float] = self.merge(torch.zeros(count), members, settings).tolist()
+        return found
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,5 @@ METHOD = MergeMethod(
     hyperparameters=(),
     source="https://arxiv.org/abs/2203.05482",
     summary="The mean of the fine-tuned weights.",
+    linear=True,
 )

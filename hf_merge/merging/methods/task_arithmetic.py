@@ -36,4 +36,5 @@ METHOD = MergeMethod(
     ),
     source="https://arxiv.org/abs/2212.04089",
     summary="The base plus the scaled sum of the task vectors.",
+    linear=True,
 )

@@ -1,0 +1,176 @@
+"""Families of adapters from recipe to served model: every task as peft itself runs it, on one base in memory."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_merge import MergeModel
+from hf_merge.errors import CheckpointDamaged, RecipeError
+from hf_merge.recipe import Recipe
+from hf_merge.storing.front import Front
+from hf_merge.workflow.build import build
+from hf_merge.workflow.plan import plan
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
+from hf_merge.workflow.search import search
+from tests import tiny_models
+from tests.storing.test_adapters import edited
+from tests.tiny_adapters import load_adapter, mixed
+from tests.tiny_models import TinyFamily
+from tests.tiny_runs import ROUTER, SEARCH
+
+
+Build = Callable[[str, str], TinyFamily]
+FULL: dict[str, Any] = {"merge": {"codecs": ["full"]}, "search": SEARCH, "router": ROUTER}
+KINDS = [("bert", "ia3"), ("bert", "lora"), ("gpt2", "lora"), ("vit", "ia3")]
+
+
+def run(family: TinyFamily, folder: Path, **sections: Any) -> tuple[Front, Path]:
+    """Returns the front of a family and its run folder, all members built."""
+    front = search(Recipe.parse(family.recipe(**(FULL | sections)), "test"), folder / "run", progress=False)
+    build(folder / "run", progress=False)
+    return front, folder / "run"
+
+
+def served(folder: Path, front: Front, control: str) -> MergeModel:
+    return MergeModel.from_pretrained(folder / "members" / front.controls[control].id)
+
+
+def rows_of(family: TinyFamily, task: str) -> dict[str, Tensor]:
+    table = pyarrow.parquet.read_table(family.tasks[task].files["test"]).to_pydict()
+    return tiny_models.inputs_of(family.kind, family.base, table)
+
+
+@pytest.mark.parametrize(("layout", "kind"), KINDS)
+def test_tasks_kept_apart_answer_as_peft_has_them(
+    tiny_adapters: Build, tmp_path: Path, layout: str, kind: str
+) -> None:
+    family = tiny_adapters(layout, kind)
+    front, folder = run(family, tmp_path)
+    model = served(folder, front, "all-separate")
+    assert front.components[0] == "base"
+    for task in family.tasks:
+        inputs = rows_of(family, task)
+        with torch.no_grad():
+            wanted = load_adapter(family, task)(**inputs).logits
+            alone = model.materialize(task)(**inputs).logits
+        given = model(task=task, **inputs).logits[:, : wanted.shape[1]]
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_takes_one_base_in_memory(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "lora")
+    front, folder = run(family, tmp_path)
+    model = served(folder, front, "all-separate")
+    held: list[Mapping[str, Tensor]] = [task.tensors() for task in model._recombiner.models]
+    base = {name for name in held[0] if "lora" not in name and "classifier" not in name}
+    assert len(base) > 40
+    for name in base:
+        assert len({tensors[name].data_ptr() for tensors in held}) == 1
+    factors = [name for name in held[0] if "lora" in name]
+    assert factors and all(len({tensors[name].data_ptr() for tensors in held}) == 3 for name in factors)
+
+
+def test_the_base_is_one_expert_and_never_searched(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "ia3")
+    front, folder = run(family, tmp_path, merge={"codecs": ["int8"]})
+    place = front.components.index("base")
+    assert {point.grouping[place] for point in front.points} == {(0, 0, 0)}
+    assert len({point.grouping for point in front.points}) > 1
+    entries = served(folder, front, "all-separate").chain_map.experts
+    of_base = [entry for entry in entries if entry.component == "base"]
+    assert [(entry.members, entry.method) for entry in of_base] == [((), None)]
+    assert front.controls["all-merged"].cost < front.controls["all-separate"].cost < 0.5
+
+
+def test_the_cost_is_the_bytes_on_disk(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "lora")
+    front, folder = run(family, tmp_path)
+    for point in front.controls.values():
+        chain_map = MergeModel.from_pretrained(folder / "members" / point.id).chain_map
+        held = sum(expert.bytes for expert in chain_map.experts) + sum(head.bytes for head in chain_map.heads.values())
+        assert held == pytest.approx(point.cost * front.parameters * 4)
+
+
+def test_a_plan_counts_the_base_once(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "lora")
+    recipe = Recipe.parse(family.recipe(**FULL), "test")
+    front, _ = run(family, tmp_path)
+    planned = plan(recipe)
+    assert planned.cost_all_merged == pytest.approx(front.controls["all-merged"].cost)
+    assert planned.cost_all_separate == pytest.approx(front.controls["all-separate"].cost)
+    assert [part.name for part in planned.components] == ["base", "attention", "mlp"]
+    with open_project(recipe) as project:
+        assert planned.configurations == project.space().size == 5**2
+
+
+def test_an_adapter_is_merged_with_a_whole_fine_tune(
+    tiny_adapters: Build, tiny_family: Callable[[str], TinyFamily], tmp_path: Path
+) -> None:
+    family = mixed(tiny_adapters("bert", "lora"), tiny_family("bert"), "animals")
+    front, folder = run(family, tmp_path)
+    model = served(folder, front, "all-separate")
+    inputs = rows_of(family, "colours")
+    with torch.no_grad():
+        wanted = load_adapter(family, "colours")(**inputs).logits
+    torch.testing.assert_close(model(task="colours", **inputs).logits[:, :3], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_given_as_a_model_or_as_the_base_is_told_where_it_belongs(tiny_adapters: Build) -> None:
+    document = tiny_adapters("bert", "ia3").recipe()
+    as_model = [{**task, "model": task["adapter"]} for task in document["tasks"]]
+    for task in as_model:
+        del task["adapter"]
+    folder = document["tasks"][0]["adapter"]
+    for other in ({**document, "tasks": as_model}, {**document, "base": {"model": folder}}):
+        with (
+            pytest.raises(CheckpointDamaged, match="is an adapter of peft"),
+            open_project(Recipe.parse(other, "test")),
+        ):
+            pass
+
+
+def test_a_task_names_one_source(tiny_adapters: Build) -> None:
+    document = tiny_adapters("bert", "ia3").recipe()
+    document["tasks"][0]["model"] = "org/other"
+    with pytest.raises(RecipeError, match=r"either a 'model' \(a fine-tuned checkpoint\) or an 'adapter'"):
+        Recipe.parse(document, "test")
+    del document["tasks"][0]["model"], document["tasks"][0]["adapter"]
+    with pytest.raises(RecipeError, match="either a 'model'"):
+        Recipe.parse(document, "test")
+
+
+def test_an_adapter_without_a_head_is_refused(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "ia3")
+    folder = edited(family.tasks["animals"].folder, tmp_path / "headless")
+    held = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in held.items() if "classifier" not in name},
+        folder / "adapter_model.safetensors",
+    )
+    document = family.recipe(**FULL)
+    document["tasks"][0]["adapter"] = str(folder)
+    with pytest.raises(CheckpointDamaged, match="holds no head"):
+        search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_kept_states_spare_blocks_and_change_nothing(tiny_adapters: Build, tmp_path: Path, kind: str) -> None:
+    document = tiny_adapters("bert", kind).recipe(merge={"granularity": "type-layer"}, search=SEARCH)
+    recipe = Recipe.parse(document, "test")
+    for name, limit in (("with", 10**9), ("without", 0)):
+        search(recipe, tmp_path / name, progress=False, state_bytes=limit)
+    for file in (FRONT_FILE, JOURNAL_FILE):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    rows = [
+        json.loads(line[line.index("{") :]) for line in (tmp_path / "with" / TIMINGS_FILE).read_text().splitlines()
+    ]
+    assert sum(row["blocks_run"] for row in rows) < sum(row["blocks_asked"] for row in rows)
