@@ -4,6 +4,7 @@ Every tensor is set by reference, so several tasks' models share one set of back
 costs no copy. Tensors are named as on disk.
 """
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -43,6 +44,8 @@ __all__ = ["Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "skel
 
 Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 _CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 # While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
@@ -130,10 +133,7 @@ class TaskModel:
         """
         with BlameConfig(config):
             built = configuration(config, head.settings())
-            if type(built) not in _KNOWN[kind]:
-                raise UnsupportedArchitecture(
-                    f"transformers has no {kind} classification model for the model type '{built.model_type}'."
-                )
+            _require_class(built, kind)
             if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
                 built.pad_token_id = pad_token_id
             self.module = _empty(_CLASSES[kind], built)
@@ -255,6 +255,34 @@ def used_names(config: Mapping[str, Any], kind: Kind, names: Collection[str], tr
     """
     model = TaskModel(config, kind, Head(2))
     return frozenset(name for name in names if model.own_name(name, trunk) in model.slots)
+
+
+def require_kind(config: Mapping[str, Any], kind: Kind) -> None:
+    """Checks that tasks of a kind can be served by models of this configuration; nothing is built.
+
+    Code that comes with a checkpoint is never run; where transformers has a class of its own, a warning says so.
+
+    Raises:
+        UnsupportedArchitecture: transformers does not know the model type, or has no class of this kind for it.
+        CheckpointDamaged: The configuration describes no model.
+    """
+    with BlameConfig(config):
+        _require_class(configuration(config, {}), kind)
+    if config.get("auto_map"):
+        _log.warning(
+            "The base's config.json names code of its own (auto_map), which is never run: transformers' own '%s' is.",
+            config.get("model_type"),
+        )
+
+
+def _require_class(built: Any, kind: Kind) -> None:
+    if type(built) in _KNOWN[kind]:
+        return
+    other = next((other for other, known in _KNOWN.items() if type(built) in known), None)
+    hint = f" It has one for {other}s: name the '{other}' column of every task's data." if other else ""
+    raise UnsupportedArchitecture(
+        f"transformers has no {kind} classification model for the model type '{built.model_type}'.{hint}"
+    )
 
 
 def skeleton_of(built: PreTrainedConfig) -> TransformersModel:

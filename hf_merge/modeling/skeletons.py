@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
@@ -49,15 +50,32 @@ def configuration(config: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
     Raises:
         UnsupportedArchitecture: The installed transformers does not know the model type.
     """
-    kept = skeleton_config(config)
-    model_type = str(kept.pop("model_type", None))
-    if model_type not in CONFIG_MAPPING:
-        raise UnsupportedArchitecture(
-            f"The installed transformers does not know the model type '{model_type:.80}'; a newer release may."
-        )
+    model_type = known_type(config)
+    kept = {key: value for key, value in skeleton_config(config).items() if key != "model_type"}
     built = CONFIG_MAPPING[model_type](**kept, **extra)
     built.architectures = []  # transformers goes through them where a model type has several classes of one kind
     return built
+
+
+def known_type(config: Mapping[str, Any]) -> str:
+    """Returns the model type of a `config.json`.
+
+    Raises:
+        UnsupportedArchitecture: The installed transformers does not know it.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type in CONFIG_MAPPING:
+        return model_type
+    if config.get("auto_map"):
+        raise UnsupportedArchitecture(
+            f"The model type '{model_type:.80}' is code that comes with the checkpoint (auto_map in config.json). "
+            "hf-merge never runs code from a repo: who publishes it could do anything on your machine. Models of a "
+            "type that the installed transformers itself knows can be merged."
+        )
+    raise UnsupportedArchitecture(
+        f"The installed transformers ({transformers.__version__}) does not know the model type '{model_type:.80}'; a "
+        "newer release may."
+    )
 
 
 class BlameConfig:

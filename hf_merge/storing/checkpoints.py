@@ -165,7 +165,10 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
 def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
     """Yields what makes a checkpoint's weights unusable whatever the others are."""
     if "quantization_config" in checkpoint.config:
-        yield f"{place}: the weights are quantised (quantization_config); dequantise and save them first"
+        yield (
+            f"{place}: the weights are quantised (quantization_config); load it with transformers, call "
+            ".dequantize(), save_pretrained, and give that folder"
+        )
     others = [name for name in checkpoint.backbone().values() if checkpoint.specs[name].dtype not in FLOATS]
     if others:
         dtypes = sorted({checkpoint.specs[name].dtype for name in others})

@@ -14,7 +14,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Place, Shape, cut, places, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
-from hf_merge.modeling.assembly import Head, Kind, TaskModel, used_names
+from hf_merge.modeling.assembly import Head, Kind, TaskModel, require_kind, used_names
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.layouts import names_in_memory
 from hf_merge.modeling.processors import require_same_processors
@@ -102,6 +102,7 @@ def open_project(
     with _Opening(headers_only, access) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
         tuned = {task.name: opening.open_task(task) for task in recipe.tasks}
+        require_kind(base.config, kind)
         family = _aligned(base, tuned, kind)
         pinned = _pinned(recipe, base, tuned, access)
         components = _components(family, recipe.merge.granularity, recipe.merge.stages)
