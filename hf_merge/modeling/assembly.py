@@ -40,7 +40,10 @@ from hf_merge.storing.checkpoints import trunk_of
 from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
-__all__ = ["Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "skeleton_config", "skeleton_of"]
+__all__ = [
+    "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind", "skeleton_config", "skeleton_of",
+    "used_names",
+]  # fmt: skip
 
 Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel

@@ -60,6 +60,9 @@ def test_a_chain_answers_as_the_model_put_together_by_hand(
             found = model(task=task, **inputs).logits[:, : expected.shape[1]]
             assert expected.std() > 0
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+            with torch.inference_mode():
+                ordinary = model.materialize(task)(**inputs).logits
+            torch.testing.assert_close(ordinary, expected, rtol=1e-5, atol=1e-6)
     answers = model.predict(rows_of(family, TASKS[0]))
     assert {answer.task for answer in answers} <= set(TASKS)
 
