@@ -72,7 +72,10 @@ class DataSpec(_Section):
 
 
 class TaskSpec(_Section):
-    """One task: a name, the checkpoint or the peft adapter trained for it, its data and its metric."""
+    """One task: a name, the checkpoint or the peft adapter trained for it, its data and its metric.
+
+    `labels` names the classes in the order of the head's outputs, where the checkpoint does not: adapters never do.
+    """
 
     name: str = Field(pattern=_NAME)
     model: str | None = Field(default=None, min_length=1)
@@ -80,6 +83,7 @@ class TaskSpec(_Section):
     revision: str | None = None
     data: DataSpec
     metric: str = "accuracy"
+    labels: tuple[str, ...] | None = None
 
     @property
     def source(self) -> str:

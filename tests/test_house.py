@@ -84,7 +84,7 @@ THIRD_PARTIES = {
     "jinja2": Place(loading=("storing.markdown",)),
     "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot", "storing.search_plot")),
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
-    "peft": Place(inside=("storing.adapters", "modeling.assembly")),
+    "peft": Place(inside=("modeling.adapters",)),
     "PIL": Place(loading=("modeling.inputs", "searching.tasks"), inside=("workflow*", "cli", "serving.model")),
     "pydantic": Place(loading=("recipe",)),
     "pydantic_core": Place(loading=("recipe",)),
@@ -94,9 +94,10 @@ THIRD_PARTIES = {
     "sklearn": Place(inside=("merging.grouping",), loading=("searching.surrogate", "searching.metrics")),
     "torch": Place(
         loading=(
-            "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.statistics",
-            "merging.task_vectors",
-            "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
+            "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors", "merging.ranges",
+            "merging.statistics", "merging.task_vectors",
+            "storing.tensors", "storing.library", "storing.checkpoints", "storing.families",
+            "storing.adapters", "storing.adapted",
             "modeling.*", "searching.building", "searching.evaluation", "searching.ranks",
             "searching.running", "serving.*", "workflow*",
         ),

@@ -4,8 +4,9 @@
 
 Every setting is a whole search of 60 evaluations over a tiny BERT and fine-tunes that are the base plus noise: T from
 2 to 32 at four components (granularity `type`), and 4 to 151 components at eight tasks (`type-layer` over 1 to 50
-blocks). Given are the seconds per evaluation that were no forward pass, whole and by what they went to: choosing
-(NSGA-II, surrogate, screening), building and decoding experts, and the rest (journal, scores, hypervolume). They do
+blocks). Given are the processor seconds per evaluation that were no forward pass, whole and by what they went to:
+choosing (NSGA-II, surrogate, screening), building and decoding experts, and the rest (journal, scores, hypervolume).
+They do
 not depend on the rows or on the width of the model, building apart, which grows with its parameters.
 """
 
@@ -60,14 +61,16 @@ def measured(folder: Path, tasks: int, components: int, preset: str) -> dict[str
     layers = max(1, (components - 1) // 3)
     recipe = Recipe.parse(family(folder, tasks, layers, preset), "the benchmark's recipe")
     with timed() as seconds:
-        began = time.perf_counter()
+        began = time.process_time()
         front = search(recipe, folder / "run", progress=False)
-        wall = time.perf_counter() - began
-    forwards, building, choosing = (seconds[name] / EVALUATIONS for name in ("forwards", "building", "choosing"))
-    overhead = wall / EVALUATIONS - forwards
+        whole = time.process_time() - began
+    count = front.history[-1][0]  # two tasks have fewer configurations than are asked for
+    forwards, building, choosing = (seconds[name] / count for name in ("forwards", "building", "choosing"))
+    overhead = whole / count - forwards
     return {
         "tasks": tasks,
         "components": len(front.components),
+        "evaluations": count,
         "overhead_seconds_per_evaluation": round(overhead, 4),
         "choosing": round(choosing, 4),
         "building": round(building, 4),
@@ -96,11 +99,11 @@ def counted(owner: Any, name: str, part: str, seconds: dict[str, float]) -> Iter
     original: Callable[..., Any] = getattr(owner, name)
 
     def timing(*arguments: Any, **settings: Any) -> Any:
-        began, before = time.perf_counter(), seconds[part]
+        began, before = time.process_time(), seconds[part]
         try:
             return original(*arguments, **settings)
         finally:
-            seconds[part] = before + time.perf_counter() - began  # with all that it called itself
+            seconds[part] = before + time.process_time() - began  # with all that it called itself
 
     setattr(owner, name, timing)
     try:

@@ -8,10 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from peft import IA3Config, LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_merge.errors import ModelMismatch, UnsupportedArchitecture
@@ -30,7 +27,7 @@ def adapter_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if name.endswith(_SUFFIXES)}
 
 
-def attach(model: PreTrainedModel, slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
+def attach(model: nn.Module, slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[str, Slot]:
     """Wraps modules of a model in peft's layers, and returns where their tensors live.
 
     Args:
@@ -42,6 +39,8 @@ def attach(model: PreTrainedModel, slots: Mapping[str, Slot], shapes: Mapping[st
         ModelMismatch: The model has no such weight.
         UnsupportedArchitecture: The model runs a weight in another layout than it stores.
     """
+    from peft import IA3Config, LoraConfig, inject_adapter_in_model
+
     modules = {name.removesuffix(suffix): name for name in shapes for suffix in _SUFFIXES if name.endswith(suffix)}
     holders = {module: _holder(model, slots, module) for module in modules}
     # Inside a plain module, for peft asks models for attributes that newer transformers warn of.
@@ -69,6 +68,8 @@ def attach(model: PreTrainedModel, slots: Mapping[str, Slot], shapes: Mapping[st
 
 def fold(model: nn.Module) -> None:
     """Multiplies every adapter of a model into the weights it acts on, which must be the model's own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     wrapped = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     with torch.no_grad():
         for name, layer in wrapped:

@@ -67,8 +67,13 @@ class Assembler:
     @cached_property
     def _adapter(self) -> dict[str, Shape]:
         """The shapes of the adapters' own tensors, as the experts of the first chain have them."""
-        names = [name for component in self._member.chain_map.components for name in component.tensors]
-        return self._member.shapes(list(adapter_shapes(dict.fromkeys(names, ()))))
+        chain_map, member = self._member.chain_map, self._member
+        named = {component.name: dict.fromkeys(component.tensors, ()) for component in chain_map.components}
+        adapting = {name for name, tensors in named.items() if adapter_shapes(tensors)}
+        chain = chain_map.chains[member.tasks[0]]
+        experts = [entry for entry in member.experts if entry.id in chain and entry.component in adapting]
+        held = {name: tensor for entry in experts for name, tensor in member.expert(entry).items()}
+        return adapter_shapes({name: tuple(tensor.shape) for name, tensor in held.items()})
 
     @contextmanager
     def checking(self) -> Iterator[None]:

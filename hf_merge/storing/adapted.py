@@ -106,9 +106,11 @@ class Adapted:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """How many labels the head has: its last layer has one row for each."""
-        rows = [self.adapter.specs[name].shape[0] for name in self.head if len(self.adapter.specs[name].shape) == 2]
-        return {"num_labels": min(rows)} if rows else {}
+        """How many labels the head has: its last layer has one row for each, the layers before it are square."""
+        shapes = [self.adapter.specs[name].shape for name in self.head]
+        matrices = [shape for shape in shapes if len(shape) == 2]
+        last = [shape for shape in matrices if shape[0] != shape[1]] or matrices
+        return {"num_labels": min(shape[0] for shape in last)} if last else {}
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class Folded(Adapted):
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """Returns the weight that base and adapter make together, as float32, in `out` where it is given."""
-        weight = self.origin.base.read(name, out) if name not in self.names else super().read(name, out)
+        own = self.names.get(name)
+        weight = self.origin.base.read(name, out) if own is None else self.adapter.read(own, out)
         module, _, what = name.rpartition(".")
         shaped = weight.view(self.origin.base.specs[name].shape)
         vector, b = self.names.get(module + VECTOR_SUFFIX), self.names.get(module + B_SUFFIX)

@@ -6,7 +6,7 @@ used, and every tensor with what a codec can have written. See docs/format.md.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +21,6 @@ from hf_merge.errors import (
     UntrustedContentError,
 )
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Shape
 from hf_merge.merging.experts import Expert, ExpertKey, decode_expert, find_fault, stored_names
 from hf_merge.storing import chains, disk, member_files, shard_layout
 from hf_merge.storing.chain_entries import ROUTER_FILE, ChainMap, ExpertEntry, HeadEntry
@@ -193,28 +192,6 @@ class Member:
         for name, stored in self._stored(entry, entry.id, names):
             decoded |= decode_expert(codec, (name,), stored)
         return decoded
-
-    def shapes(self, names: Collection[str]) -> dict[str, Shape]:
-        """Returns the shapes of some backbone tensors, from the headers of the shards of its first task.
-
-        Raises:
-            DigestMismatch: A shard is not the one that the map was written for.
-            MalformedChainMap: A shard does not hold the expert that the map describes.
-        """
-        owner = {name: component.name for component in self.chain_map.components for name in component.tensors}
-        wanted = {owner[name] for name in names}
-        chain = set(self.chain_map.chains[self.tasks[0]])
-        found: dict[str, Shape] = {}
-        for entry in self.experts:
-            if entry.id not in chain or entry.component not in wanted:
-                continue
-            with SafetensorsFile(self.check(entry.file)) as file:
-                for name in names:
-                    spec = file.specs.get(f"{entry.id}/{name}")
-                    if owner[name] == entry.component and spec is None:
-                        raise MalformedChainMap(f"{file.path}: there is no tensor '{entry.id}/{name}'.")
-                    found |= {name: spec.shape} if spec is not None else {}
-        return found
 
     def head(self, task: str) -> dict[str, Tensor]:
         """Returns a task's head, float32, by the names of its own checkpoint.

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +27,7 @@ from hf_merge.storing import hub
 from hf_merge.storing.adapted import align_adapted
 from hf_merge.storing.adapters import Adapter
 from hf_merge.storing.checkpoints import Checkpoint
-from hf_merge.storing.families import Family, align
+from hf_merge.storing.families import Family, FineTune, align
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Project:
     @property
     def heads(self) -> dict[str, Head]:
         """What each task's head answers, by task."""
-        return {task: Head.of(tuned.config) for task, tuned in self.family.tasks.items()}
+        return {task.name: _head(task, self.family.tasks[task.name]) for task in self.recipe.tasks}
 
     @property
     def adapter(self) -> dict[str, Shape]:
@@ -229,6 +229,20 @@ def _aligned(base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], kind: 
         )
     used = used_names(base.config, kind, base.backbone().values(), base.trunk)
     return align_adapted(base, tuned, used, names_in_memory(base.config))
+
+
+def _head(task: TaskSpec, tuned: FineTune) -> Head:
+    """Returns what a task's head answers, its labels named by the recipe where its checkpoint does not."""
+    head = Head.of(tuned.config)
+    if task.labels is None or task.labels == head.labels:
+        return head
+    if head.labels is not None or len(task.labels) != head.num_labels:
+        found = f"{head.num_labels} outputs" if head.labels is None else f"the labels {', '.join(head.labels)}"
+        raise RecipeError(
+            f"Task '{task.name}': the recipe names the labels {', '.join(task.labels)}, and {task.source} has "
+            f"{found}. Leave `labels` out, or name one for each output, in their order."
+        )
+    return replace(head, labels=task.labels)
 
 
 def _places(family: Family) -> dict[str, Place]:

@@ -201,7 +201,7 @@ def test_an_adapter_of_another_base_is_named_with_both(stack: ExitStack, tiny_ad
         aligned(stack, tiny.base, {"animals": folder}, source="me/base")
 
 
-@pytest.mark.parametrize("named", ["org/Base", "/home/someone/models/other", None])
+@pytest.mark.parametrize("named", ["org/Base", "./models/other", None])
 def test_a_mirror_or_a_path_of_its_author_is_no_other_base(
     stack: ExitStack, tiny_adapters: Build, tmp_path: Path, named: str | None
 ) -> None:
@@ -227,3 +227,30 @@ def test_vectors_of_another_width_are_named_with_both_shapes(
         ModelMismatch, match=rf"has shape \[{shape[0]}, {shape[1]}\], which does not act on .*\[32, 32\]"
     ):
         aligned(stack, tiny.base, {"animals": folder})
+
+
+def test_a_trained_bias_beside_a_whole_fine_tune_is_the_adapters(
+    stack: ExitStack, tiny_adapters: Build, tiny_family: Callable[[str], TinyFamily], tmp_path: Path
+) -> None:
+    tiny, data = tiny_adapters("bert", "lora"), tiny_adapters("bert", "lora").tasks["weather"].files["train"]
+    save_adapter("bert", "lora", tiny.base, tmp_path / "biased", LABELS["weather"], data, bias="all")
+    folders = {"whole": tiny_family("bert").tasks["animals"].folder, "biased": tmp_path / "biased"}
+    family = aligned(stack, tiny.base, folders)
+    own = load_file(tmp_path / "biased" / "adapter_model.safetensors")
+    for name in (f"{KEY}.bias", "embeddings.LayerNorm.bias"):
+        short = f"base_model.model.bert.{name}"
+        trained = own[short] if short in own else own[short.replace(".bias", ".base_layer.bias")]
+        assert torch.equal(family.tasks["biased"].read(name), trained)
+
+
+def test_the_head_of_more_labels_than_the_model_is_wide_is_counted_right(
+    stack: ExitStack, tiny_adapters: Build, tmp_path: Path
+) -> None:
+    tiny = tiny_adapters("bert", "ia3")
+    tensors = {
+        "base_model.model.classifier.dense.weight": torch.zeros(32, 32),
+        "base_model.model.classifier.weight": torch.zeros(150, 32),
+        "base_model.model.classifier.bias": torch.zeros(150),
+    }
+    folder = edited(tiny.tasks["animals"].folder, tmp_path / "wide", tensors=tensors)
+    assert aligned(stack, tiny.base, {"animals": folder}).tasks["animals"].config == {"num_labels": 150}

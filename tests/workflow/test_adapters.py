@@ -174,3 +174,27 @@ def test_kept_states_spare_blocks_and_change_nothing(tiny_adapters: Build, tmp_p
         json.loads(line[line.index("{") :]) for line in (tmp_path / "with" / TIMINGS_FILE).read_text().splitlines()
     ]
     assert sum(row["blocks_run"] for row in rows) < sum(row["blocks_asked"] for row in rows)
+
+
+def test_a_recipe_names_the_labels_that_an_adapter_does_not(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "ia3")
+    document = family.recipe(**FULL)
+    for entry in document["tasks"]:
+        entry["labels"] = list(family.tasks[entry["name"]].labels or ())
+    front = search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+    build(tmp_path / "run", progress=False)
+    model = served(tmp_path / "run", front, "all-separate")
+    assert model.predict(["the small cat sleeps"], task="animals")[0].label in ("cat", "dog")
+    document["tasks"][0]["labels"] = ["cat", "dog", "horse"]
+    with pytest.raises(RecipeError, match=r"names the labels cat, dog, horse, and .* has 2 outputs"):
+        search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
+
+
+def test_labels_that_the_checkpoint_names_otherwise_are_a_clash(tiny_family: Callable[[str], TinyFamily]) -> None:
+    document = tiny_family("bert").recipe()
+    document["tasks"][0]["labels"] = ["dog", "cat"]
+    with (
+        open_project(Recipe.parse(document, "test")) as project,
+        pytest.raises(RecipeError, match=r"names the labels dog, cat, and .* has the labels cat, dog"),
+    ):
+        _ = project.heads
