@@ -64,10 +64,10 @@ class FeatureModel:
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
         unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
-        lacking = [name for name in unused if not _is_thrown_away(name)]
+        lacking = [name for name in unused if not _is_pooler(name) and role_of(name) != "head"]
         if lacking:
             raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
-        for slot in unused.values():
+        for slot in unused.values():  # what a pooler or head gives is thrown away
             slot.fill(torch.zeros(slot.shape))
 
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -215,11 +215,11 @@ def _runs(module: nn.Module) -> bool:
 
 
 def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[str, Slot]:
-    """Returns the slots of the base's tensors; those without one are left out, and what would be thrown away.
+    """Returns the slots of the base's tensors; those without one are left out, and poolers.
 
     A skeleton without blocks shows no trunk of its own, so it is the prefix under which most of the names are found.
     """
-    inside = {name: name.removeprefix(trunk) for name in names if not _is_thrown_away(name)}
+    inside = {name: name.removeprefix(trunk) for name in names if not _is_pooler(name)}
     prefixes = sorted({""} | {f"{name.split('.', 1)[0]}." for name in held})
     own = max(prefixes, key=lambda prefix: sum(prefix + short in held for short in inside.values()))
     found = {name: held[own + short] for name, short in inside.items() if own + short in held}
@@ -229,9 +229,8 @@ def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[
     return found
 
 
-def _is_thrown_away(name: str) -> bool:
-    """Returns whether a tensor works on the last hidden state, which is all that is asked for."""
-    return "pooler" in name.split(".") or role_of(name) == "head"
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
 
 
 def _depth(layers: int) -> int | None:
