@@ -95,7 +95,7 @@ THIRD_PARTIES = {
     "torch": Place(
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors", "merging.ranges",
-            "merging.task_vectors",
+            "merging.statistics", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.families",
             "storing.adapters", "storing.adapted",
             "modeling.*", "searching.building", "searching.evaluation", "searching.ranks",

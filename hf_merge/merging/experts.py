@@ -26,6 +26,7 @@ from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
 from hf_merge.merging.methods import Member, MethodSpec
 from hf_merge.merging.ranges import bounds, extremes, is_within
+from hf_merge.merging.statistics import is_statistic, pooled, units_of
 
 
 class TensorSource(Protocol):
@@ -248,15 +249,18 @@ class _Sources:
 
 
 def _units(key: ExpertKey, component: Component) -> list[tuple[str, ...]]:
-    """Returns the tensors that a method sees at once: all where its thresholds span the component, else each alone.
+    """Returns the tensors merged at once: all where a method's thresholds span the component, else each alone.
 
-    The factors of an update are always merged together, and apart from other updates.
+    The factors of an update are always merged together, and apart from other updates. No method sees the statistics
+    of batch normalisation, which are pooled layer by layer.
     """
-    parts = factors.units(component.tensors)
+    statistics = units_of(component.tensors) if key.method is not None else []
+    pooled_names = {name for unit in statistics for name in unit}
+    parts = factors.units([name for name in component.tensors if name not in pooled_names])
     if key.method is not None and methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component":
         together = tuple(part[0] for part in parts if not factors.is_pair(part))
-        return [part for part in parts if factors.is_pair(part)] + ([together] if together else [])
-    return parts
+        parts = [part for part in parts if factors.is_pair(part)] + ([together] if together else [])
+    return parts + statistics
 
 
 def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
@@ -264,6 +268,8 @@ def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
     key, buffer = sources.key, sources.buffer(names)
     if key.method is None:
         return sources.read_member(key.members[0], names, buffer) if key.members else sources.read_base(names, buffer)
+    if is_statistic(names[0]):
+        return pooled(names, [sources.read_member(task, names, sources.buffer(names)) for task in key.members])
     seeds = {task: _seed(key.method, names[0], task) for task in key.members}
     if factors.is_pair(names):
         return _merge_pair(sources, key.method, names, seeds)

@@ -2,6 +2,7 @@
 
 Distances between T task vectors need only their T x T Gram matrix, so one tensor at a time is held, of all tasks
 together, and never a whole model. The same pass finds weights that are not finite and fine-tunes that equal the base.
+Statistics of batch normalisation have no direction, and so no part in it.
 
 Source: MERGE, arXiv 2602.06552 (k-means on task vectors); methods of task arithmetic, arXiv 2212.04089.
 """
@@ -19,6 +20,7 @@ from hf_merge.errors import InputError, NonFiniteWeights
 from hf_merge.merging import factors
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.experts import TensorSource
+from hf_merge.merging.statistics import is_statistic
 
 
 _CHUNK = 1 << 18
@@ -73,8 +75,9 @@ def measure(
         gram = torch.zeros(len(members), len(members), dtype=torch.float64)
         for names in factors.units(component.tensors):
             part, norm = _measure_unit(names, component, shapes, base, members)
-            gram += part
-            square += norm
+            if not is_statistic(names[0]):
+                gram += part
+                square += norm
             advance(sum(prod(shapes[name]) for name in names))
         grams[component.name] = gram.numpy()
     geometry = Geometry(grams, square**0.5)

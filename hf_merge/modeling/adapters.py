@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_merge.errors import ModelMismatch
+from hf_merge.errors import ModelMismatch, UnsupportedArchitecture
 from hf_merge.merging.components import Shape
 from hf_merge.merging.factors import A_SUFFIX, B_SUFFIX
-from hf_merge.modeling.skeletons import Slot
+from hf_merge.modeling.skeletons import PartSlot, Slot
 from hf_merge.storing.adapters import VECTOR_SUFFIX
 
 
@@ -37,6 +37,7 @@ def attach(model: nn.Module, slots: Mapping[str, Slot], shapes: Mapping[str, Sha
 
     Raises:
         ModelMismatch: The model has no such weight.
+        UnsupportedArchitecture: The model runs a weight in another layout than it stores.
     """
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
@@ -81,6 +82,11 @@ def _holder(model: nn.Module, slots: Mapping[str, Slot], module: str) -> nn.Modu
     slot = slots.get(f"{module}.weight")
     if slot is None:
         raise ModelMismatch(f"An adapter acts on '{module}', which {type(model).__name__} does not have.")
+    if isinstance(slot, PartSlot):
+        raise UnsupportedArchitecture(
+            f"An adapter acts on '{module}', which {type(model).__name__} runs fused with others. Merge the adapter "
+            "into its base with peft's merge_and_unload, save that, and give it as the task's model."
+        )
     return slot.places[0][0]
 
 

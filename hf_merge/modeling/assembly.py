@@ -4,7 +4,8 @@ Every tensor is set by reference, so several tasks' models share one set of back
 costs no copy. Tensors are named as on disk.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
@@ -28,20 +29,26 @@ from hf_merge.merging.components import Shape
 from hf_merge.modeling.adapters import attach, fold
 from hf_merge.modeling.skeletons import (
     BlameConfig,
-    Slot,
     configuration,
+    fusions,
     in_precision,
     move_buffers,
     skeleton_config,
     slots,
 )
 from hf_merge.storing.checkpoints import trunk_of
+from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
-__all__ = ["FeatureModel", "Head", "Kind", "TaskModel", "TransformersModel", "skeleton_config", "skeleton_of"]
+__all__ = [
+    "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind", "skeleton_config", "skeleton_of",
+    "used_names",
+]  # fmt: skip
 
 Kind = Literal["text", "image"]
 TransformersModel: TypeAlias = PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 _CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 # While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
@@ -129,15 +136,13 @@ class TaskModel:
         """
         with BlameConfig(config):
             built = configuration(config, head.settings())
-            if type(built) not in _KNOWN[kind]:
-                raise UnsupportedArchitecture(
-                    f"transformers has no {kind} classification model for the model type '{built.model_type}'."
-                )
+            _require_class(built, kind)
             if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
                 built.pad_token_id = pad_token_id
             self.module = _empty(_CLASSES[kind], built)
             self.slots = slots(self.module)
-        self._trunk = trunk_of(self.slots)
+        self._fusions = fusions(self.slots)
+        self._trunk, self._prefixes = trunk_of(self.slots), prefixes_of(self.slots)
         self._backbone: set[str] = set()
         self._head_modules: set[nn.Module] = set()
         self.num_labels = head.num_labels
@@ -147,6 +152,7 @@ class TaskModel:
             self.slots |= attach(self.module, self.slots, own)
         for slot in self.slots.values():
             slot.clear()
+        self.settle()
 
     def set_head(self, tensors: Mapping[str, Tensor]) -> None:
         """Sets the head's tensors by reference, named as the fine-tuned checkpoint names them on disk.
@@ -157,6 +163,7 @@ class TaskModel:
         for name, tensor in tensors.items():
             self.put(name, tensor)
             self._head_modules.update(module for module, _ in self.slots[name].places)
+        self.settle()
 
     def set_backbone(self, tensors: Mapping[str, Tensor], trunk: str) -> None:
         """Sets backbone tensors by reference, named as on the base's disk, where the base's trunk is `trunk`.
@@ -168,13 +175,15 @@ class TaskModel:
             own = self.own_name(name, trunk)
             self.put(own, tensor)
             self._backbone.add(own)
+        self.settle()
 
     def own_name(self, name: str, trunk: str) -> str:
         """Returns what this task's checkpoint calls a backbone tensor that the base, with its trunk, calls `name`."""
-        return self._trunk + name.removeprefix(trunk)
+        own = self._trunk + name.removeprefix(trunk)
+        return own if own in self.slots else counterpart(name, self.slots, self._prefixes) or own
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Sets one tensor by reference, named as this task's checkpoint names it on disk.
+        """Sets one tensor by reference, named as this task's checkpoint names it on disk; `settle` when all are set.
 
         Raises:
             ModelMismatch: The tensor has no place in the model, or another shape.
@@ -186,6 +195,11 @@ class TaskModel:
             found, needed = list(tensor.shape), list(slot.shape)
             raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
         slot.fill(tensor)
+
+    def settle(self) -> None:
+        """Makes anew what the model runs in another layout than it stores, where tensors have changed."""
+        for fusion in self._fusions:
+            fusion.settle()
 
     def require_complete(self) -> None:
         """Raises ModelMismatch if some tensor of the model was never set; the message names them."""
@@ -200,6 +214,7 @@ class TaskModel:
         """Lets go of every backbone tensor, so that only the head stays in memory."""
         for name in self._backbone:
             self.slots[name].clear()
+        self.settle()
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns every tensor of the model by its name on disk, by reference."""
@@ -224,69 +239,9 @@ class TaskModel:
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits [batch, num_labels] for a batch of model inputs."""
+        self.settle()
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits
-
-
-class FeatureModel:
-    """The pre-trained model up to some block, as the router's eyes.
-
-    Attributes:
-        names: The backbone tensors it needs, named as on the base's disk.
-    """
-
-    def __init__(self, config: Mapping[str, Any], names: Sequence[str], trunk: str, layers: int | None) -> None:
-        """Builds the skeleton; it holds no weights yet.
-
-        Args:
-            config: The base's `config.json`.
-            names: The base's backbone tensors on disk.
-            trunk: The base's trunk.
-            layers: How many blocks to run, or None for all.
-
-        Raises:
-            UnsupportedArchitecture: transformers does not know the model type.
-            CheckpointDamaged: The configuration describes no model.
-            ModelMismatch: The model needs a tensor that is not among `names`.
-        """
-        with BlameConfig(config):
-            built = configuration(config, {})
-            inner = getattr(built, "vision_config", built)
-            if layers is not None:
-                inner.num_hidden_layers = min(layers, inner.num_hidden_layers)
-            self._module = _empty(AutoModel, inner)
-            self._slots = slots(self._module)
-        self._places = _places(self._slots, names, trunk)
-        self.names = tuple(self._places)
-        used = set(map(id, self._places.values()))
-        unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
-        lacking = [name for name in unused if not _is_pooler(name)]
-        if lacking:
-            raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
-        for slot in unused.values():  # what a pooler gives is thrown away
-            slot.fill(torch.zeros(slot.shape))
-
-    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets the tensors listed in `names` by reference.
-
-        Raises:
-            ModelMismatch: A tensor has another shape than the model needs.
-        """
-        for name, slot in self._places.items():
-            if tuple(tensors[name].shape) != slot.shape:
-                found, needed = list(tensors[name].shape), list(slot.shape)
-                raise ModelMismatch(f"'{name}' has shape {found} where {type(self._module).__name__} needs {needed}.")
-            slot.fill(tensors[name])
-
-    def move_buffers(self, device: torch.device) -> None:
-        """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
-        move_buffers(self._module, self._slots, device)
-
-    @torch.inference_mode()
-    def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the last hidden state [batch, positions, width] for a batch of model inputs."""
-        states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
-        return states
 
 
 def used_names(config: Mapping[str, Any], kind: Kind, names: Collection[str], trunk: str) -> frozenset[str]:
@@ -305,10 +260,43 @@ def used_names(config: Mapping[str, Any], kind: Kind, names: Collection[str], tr
     return frozenset(name for name in names if model.own_name(name, trunk) in model.slots)
 
 
+def require_kind(config: Mapping[str, Any], kind: Kind) -> None:
+    """Checks that tasks of a kind can be served by models of this configuration; nothing is built.
+
+    Code that comes with a checkpoint is never run; where transformers has a class of its own, a warning says so.
+
+    Raises:
+        UnsupportedArchitecture: transformers does not know the model type, or has no class of this kind for it.
+        CheckpointDamaged: The configuration describes no model.
+    """
+    with BlameConfig(config):
+        _require_class(configuration(config, {}), kind)
+    if config.get("auto_map"):
+        _log.warning(
+            "The base's config.json names code of its own (auto_map), which is never run: transformers' own '%s' is.",
+            config.get("model_type"),
+        )
+
+
+def _require_class(built: Any, kind: Kind) -> None:
+    if type(built) in _KNOWN[kind]:
+        return
+    other = next((other for other, known in _KNOWN.items() if type(built) in known), None)
+    hint = f" It has one for {other}s: name the '{other}' column of every task's data." if other else ""
+    raise UnsupportedArchitecture(
+        f"transformers has no {kind} classification model for the model type '{built.model_type}'.{hint}"
+    )
+
+
 def skeleton_of(built: PreTrainedConfig) -> TransformersModel:
     """Returns the pre-trained model of a configuration on the meta device: a module tree, names and shapes."""
     with torch.device("meta"):
         return _empty(AutoModel, built)
+
+
+def empty_base(built: PreTrainedConfig) -> TransformersModel:
+    """Returns the pre-trained model of a configuration in evaluation mode, its weights tied but not initialised."""
+    return _empty(AutoModel, built)
 
 
 def _empty(loader: Any, built: Any) -> TransformersModel:
@@ -318,21 +306,6 @@ def _empty(loader: Any, built: Any) -> TransformersModel:
     model.tie_weights()
     model.eval()
     return model
-
-
-def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[str, Slot]:
-    """Returns the slots of the base's tensors; those without one are left out, and poolers.
-
-    A skeleton without blocks shows no trunk of its own, so it is the prefix under which most of the names are found.
-    """
-    inside = {name: name.removeprefix(trunk) for name in names}
-    prefixes = sorted({""} | {f"{name.split('.', 1)[0]}." for name in held})
-    own = max(prefixes, key=lambda prefix: sum(prefix + short in held for short in inside.values()))
-    return {name: held[own + short] for name, short in inside.items() if own + short in held and not _is_pooler(name)}
-
-
-def _is_pooler(name: str) -> bool:
-    return "pooler" in name.split(".")
 
 
 def _unnamed(count: int) -> tuple[str, ...]:

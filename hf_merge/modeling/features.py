@@ -1,5 +1,8 @@
 """What the router sees: mean-pooled hidden states of the pre-trained model.
 
+Pooled are the real positions of a text; of an image all that the model has positions for, patches with the class token
+and registers, or the places of a convolution's grid. Of an encoder and its decoder, the encoder is asked.
+
 The paper routes on features of the pre-trained model. Serving a whole second model for that would undo the storage
 saved, so the features pass only as many blocks as asked for (none by default for text: the embedding layer), and the
 weights they need travel with the router at int8 per row. Training and serving use the same decoded weights, so that a
@@ -9,22 +12,90 @@ Source: MERGE, arXiv 2602.06552, Eq. 9; docs/adr/0005-router-features.md.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from hf_merge.errors import MalformedChainMap
+from hf_merge.errors import MalformedChainMap, ModelMismatch, some
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import TensorSource, find_fault, stored_names
-from hf_merge.modeling.assembly import FeatureModel
+from hf_merge.merging.roles import role_of
+from hf_merge.modeling.assembly import empty_base
+from hf_merge.modeling.skeletons import BlameConfig, Slot, configuration, fusions, in_precision, move_buffers, slots
+from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
 ALL_LAYERS = -1
 
 _SPEC = CodecSpec.resolve("int8", {"unit": "row", "policy": "always"})
 _CODEC = codecs.get("int8")
+
+
+class FeatureModel:
+    """The pre-trained model up to some block, as the router's eyes.
+
+    Attributes:
+        names: The backbone tensors it needs, named as on the base's disk.
+    """
+
+    def __init__(self, config: Mapping[str, Any], names: Sequence[str], trunk: str, layers: int | None) -> None:
+        """Builds the skeleton; it holds no weights yet.
+
+        Args:
+            config: The base's `config.json`.
+            names: The base's backbone tensors on disk.
+            trunk: The base's trunk.
+            layers: How many blocks to run, or None for all. A model that cannot run without blocks runs one, and one
+                whose blocks stand in stages all of them.
+
+        Raises:
+            UnsupportedArchitecture: transformers does not know the model type.
+            CheckpointDamaged: The configuration describes no model.
+            ModelMismatch: The model needs a tensor that is not among `names`.
+        """
+        self._module, self._slots = _eyes(config, layers)
+        if layers == 0 and not _runs(self._module):
+            self._module, self._slots = _eyes(config, 1)
+        self._places = _places(self._slots, names, trunk)
+        self.names = tuple(self._places)
+        used = set(map(id, self._places.values()))
+        unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
+        lacking = [name for name in unused if not _is_pooler(name) and role_of(name) != "head"]
+        if lacking:
+            raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
+        for slot in unused.values():  # what a pooler or head gives is thrown away
+            slot.fill(torch.zeros(slot.shape))
+
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets the tensors listed in `names` by reference.
+
+        Raises:
+            ModelMismatch: A tensor has another shape than the model needs.
+        """
+        for name, slot in self._places.items():
+            if tuple(tensors[name].shape) != slot.shape:
+                found, needed = list(tensors[name].shape), list(slot.shape)
+                raise ModelMismatch(f"'{name}' has shape {found} where {type(self._module).__name__} needs {needed}.")
+            slot.fill(tensors[name])
+        for fusion in fusions(self._slots):
+            fusion.settle()
+
+    def move_buffers(self, device: torch.device) -> None:
+        """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
+        move_buffers(self._module, self._slots, device)
+
+    @torch.inference_mode()
+    def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the last hidden state for a batch of model inputs.
+
+        That is [batch, positions, width], and of a convolutional network [batch, width, height, width of the grid].
+        """
+        states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
+        return states
 
 
 class FeatureExtractor:
@@ -90,6 +161,8 @@ class FeatureExtractor:
         """Returns the mean hidden state over each row's real positions: [batch, width] float32, on the processor."""
         moved = {name: value.to(self._device) for name, value in inputs.items()}
         states = self._model.hidden_states(moved)
+        if states.ndim == 4:
+            return states.mean(dim=(2, 3)).cpu()
         mask = moved.get("attention_mask")
         if mask is None:
             return states.mean(dim=1).cpu()
@@ -102,6 +175,62 @@ def base_names(stored: Sequence[str]) -> list[str]:
     known = set(stored)
     companions = {name for own in known for name in stored_names(own)[1:]}
     return [name for name in stored if name not in companions]
+
+
+def _eyes(config: Mapping[str, Any], layers: int | None) -> tuple[nn.Module, dict[str, Slot]]:
+    """Returns the module that looks, with so many blocks, and where its tensors live, by name on disk."""
+    with BlameConfig(config):
+        built = configuration(config, {})
+        inner = getattr(built, "vision_config", built)
+        if layers is not None:
+            _shorten(inner, layers)
+        inner.architectures = []
+        model = empty_base(inner)
+        held = slots(model)
+    if not inner.is_encoder_decoder:
+        return model, held
+    encoder: nn.Module = model.get_encoder()
+    inside = set(encoder.modules())
+    return encoder, {name: slot for name, slot in held.items() if any(module in inside for module, _ in slot.places)}
+
+
+def _shorten(built: PreTrainedConfig, layers: int) -> None:
+    """Leaves so many blocks of a model, where its configuration counts them in one number."""
+    if hasattr(built, "num_hidden_layers"):
+        with suppress(NotImplementedError):  # what a configuration raises that knows the number but not how to set it
+            built.num_hidden_layers = min(layers, built.num_hidden_layers)
+
+
+@torch.inference_mode()
+def _runs(module: nn.Module) -> bool:
+    """Returns whether a text model without blocks runs: some read what their last block gave."""
+    if getattr(module, "main_input_name", None) != "input_ids":
+        return True
+    shape = (1, 8)
+    try:
+        module(input_ids=torch.zeros(shape, dtype=torch.int64), attention_mask=torch.ones(shape, dtype=torch.int64))
+    except UnboundLocalError:
+        return False
+    return True
+
+
+def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[str, Slot]:
+    """Returns the slots of the base's tensors; those without one are left out, and poolers.
+
+    A skeleton without blocks shows no trunk of its own, so it is the prefix under which most of the names are found.
+    """
+    inside = {name: name.removeprefix(trunk) for name in names if not _is_pooler(name)}
+    prefixes = sorted({""} | {f"{name.split('.', 1)[0]}." for name in held})
+    own = max(prefixes, key=lambda prefix: sum(prefix + short in held for short in inside.values()))
+    found = {name: held[own + short] for name, short in inside.items() if own + short in held}
+    if not found:
+        others = {name: counterpart(short, held, prefixes_of(held)) for name, short in inside.items()}
+        found = {name: held[other] for name, other in others.items() if other is not None}
+    return found
+
+
+def _is_pooler(name: str) -> bool:
+    return "pooler" in name.split(".")
 
 
 def _depth(layers: int) -> int | None:

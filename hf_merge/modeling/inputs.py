@@ -179,6 +179,11 @@ def load_image_processor(folder: Path) -> "BaseImageProcessor":
         LimitExceeded: A processor file is larger than 64 MiB.
     """
     _check_folder(folder, "image processor", _PROCESSOR_FILES)
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise CheckpointDamaged(
+            f"There is no {_PROCESSOR_FILES[0]} in {folder}, so nothing says how pictures become numbers. Copy the "
+            "one there that the fine-tunes were trained with: its size, mean and deviation decide what they see."
+        )
     from transformers import AutoImageProcessor
 
     with _BlameFolder(folder, "image processor"):

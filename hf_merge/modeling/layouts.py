@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from hf_merge.merging.components import Shape
 from hf_merge.modeling.assembly import TransformersModel, skeleton_of
+from hf_merge.modeling.fusing import storage_of
 from hf_merge.modeling.skeletons import BlameConfig, configuration
 
 
@@ -37,13 +37,8 @@ class Layout:
 
 def layout_of(model: TransformersModel) -> Layout:
     """Returns the layout on disk of a transformers model, which may be on the meta device."""
-    weights = _weights(model)
-    names = {id(held): name for name, held in weights.items()}
-    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))
-    return Layout(
-        {name: tuple(held.shape) for name, held in on_disk.items()},
-        {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
-    )
+    storage = storage_of(model, _weights(model))
+    return Layout(storage.shapes, storage.memory)
 
 
 def names_in_memory(config: Mapping[str, Any]) -> dict[str, str]:

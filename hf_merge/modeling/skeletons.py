@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
-from transformers.core_model_loading import revert_weight_conversion
 
 from hf_merge.errors import CheckpointDamaged, HfMergeError, UnsupportedArchitecture
 from hf_merge.merging.components import Shape
+from hf_merge.modeling.fusing import Convert, fusings_of, storage_of
 
 
 # Keys that choose code, precision or the form of outputs are never taken from a checkpoint, and labels belong to the
@@ -49,13 +50,32 @@ def configuration(config: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
     Raises:
         UnsupportedArchitecture: The installed transformers does not know the model type.
     """
-    kept = skeleton_config(config)
-    model_type = str(kept.pop("model_type", None))
-    if model_type not in CONFIG_MAPPING:
+    model_type = known_type(config)
+    kept = {key: value for key, value in skeleton_config(config).items() if key != "model_type"}
+    built = CONFIG_MAPPING[model_type](**kept, **extra)
+    built.architectures = []  # transformers goes through them where a model type has several classes of one kind
+    return built
+
+
+def known_type(config: Mapping[str, Any]) -> str:
+    """Returns the model type of a `config.json`.
+
+    Raises:
+        UnsupportedArchitecture: The installed transformers does not know it.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type in CONFIG_MAPPING:
+        return model_type
+    if config.get("auto_map"):
         raise UnsupportedArchitecture(
-            f"The installed transformers does not know the model type '{model_type:.80}'; a newer release may."
+            f"The model type '{model_type:.80}' is code that comes with the checkpoint (auto_map in config.json). "
+            "hf-merge never runs code from a repo: who publishes it could do anything on your machine. Models of a "
+            "type that the installed transformers itself knows can be merged."
         )
-    return CONFIG_MAPPING[model_type](**kept, **extra)
+    raise UnsupportedArchitecture(
+        f"The installed transformers ({transformers.__version__}) does not know the model type '{model_type:.80}'; a "
+        "newer release may."
+    )
 
 
 class BlameConfig:
@@ -121,24 +141,88 @@ class Slot:
                 module._parameters[attribute] = parameter
 
 
+@dataclass(eq=False)
+class PartSlot(Slot):
+    """Where a tensor lives that the model runs in another layout: held here by reference, and converted with others.
+
+    Attributes:
+        fusion: What it is converted with.
+        held: The tensor.
+    """
+
+    fusion: "Fusion" = field(kw_only=True)
+    held: Tensor = field(default_factory=lambda: torch.empty(0), kw_only=True)
+
+    def tensor(self) -> Tensor:
+        """Returns the tensor by reference."""
+        return self.held.detach()
+
+    def _set(self, tensor: Tensor) -> None:
+        self.held = tensor
+        self.fusion.stale = True
+
+
+@dataclass(eq=False)
+class Fusion:
+    """Tensors of the disk, and those that the model runs in their place.
+
+    Attributes:
+        convert: Returns what the model runs, by name in memory.
+        made: Where that lives.
+        parts: Where the tensors of the disk are held.
+        stale: Whether a tensor was set or let go of since the model's own were made.
+    """
+
+    convert: Convert
+    made: Mapping[str, Slot]
+    parts: dict[str, PartSlot] = field(default_factory=dict)
+    stale: bool = False
+
+    def settle(self) -> None:
+        """Makes what the model runs anew if a part has changed; while one is lacking, the model has nothing here."""
+        if not self.stale:
+            return
+        self.stale = False
+        if all(part.filled for part in self.parts.values()):
+            for name, tensor in self.convert({name: part.held for name, part in self.parts.items()}).items():
+                self.made[name].fill(tensor)
+        else:
+            for slot in self.made.values():
+                slot.clear()
+
+
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Returns where each weight of a transformers model lives, by its name on disk; tied tensors share a slot.
 
     Raises:
-        UnsupportedArchitecture: The model fuses or splits tensors between disk and memory.
+        UnsupportedArchitecture: The model converts tensors between disk and memory, and nobody says how.
     """
     weights = {name: held for name, held in model.state_dict(keep_vars=True).items() if held.is_floating_point()}
-    found: dict[int, Slot] = {}
+    homes: dict[int, Slot] = {}
     for name, held in weights.items():
         parent, _, attribute = name.rpartition(".")
-        found.setdefault(id(held), Slot(tuple(held.shape))).places.append((model.get_submodule(parent), attribute))
-    on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))  # type: ignore[arg-type]
-    fused = next((name for name, held in on_disk.items() if id(held) not in found), None)
-    if fused is not None:
+        homes.setdefault(id(held), Slot(tuple(held.shape))).places.append((model.get_submodule(parent), attribute))
+    storage = storage_of(model, weights)
+    found = {name: homes[id(weights[own])] for name, own in storage.memory.items()}
+    for fusing in fusings_of(model, weights, storage):
+        made = {name: homes[id(weights[name])] for name in fusing.run}
+        fusion = Fusion(fusing.convert, made)
+        places = [place for slot in made.values() for place in slot.places]
+        for name in fusing.stored:
+            fusion.parts[name] = PartSlot(storage.shapes[name], places, fusion=fusion)
+        found |= fusion.parts
+    lost = next((name for name in storage.shapes if name not in found), None)
+    if lost is not None:
         raise UnsupportedArchitecture(
-            f"{type(model).__name__} stores '{fused}' in another layout than it runs, which cannot be merged yet."
+            f"{type(model).__name__} stores '{lost}' in another layout than it runs, and the installed transformers "
+            "does not say how to convert it."
         )
-    return {name: found[id(held)] for name, held in on_disk.items()}
+    return {name: found[name] for name in storage.shapes}
+
+
+def fusions(held: Mapping[str, Slot]) -> tuple[Fusion, ...]:
+    """Returns the fusions that slots belong to, each once."""
+    return tuple({id(slot.fusion): slot.fusion for slot in held.values() if isinstance(slot, PartSlot)}.values())
 
 
 def move_buffers(model: nn.Module, places: Mapping[str, Slot], device: torch.device) -> None:

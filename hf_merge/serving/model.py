@@ -201,6 +201,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         model = self._parts.skeleton(task)
         for name, tensor in self._recombiner.models[index].tensors().items():
             model.put(name, tensor.clone())
+        model.settle()
         model.move_buffers(self.device)
         model.fold_adapter()
         return model.module.requires_grad_(True)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged
 from hf_merge.merging.components import depth_of
+from hf_merge.storing.config_clashes import config_clashes
+from hf_merge.storing.counterparts import backbone_beside, unused_in_all
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.repo_files import ADAPTER_CONFIG
 from hf_merge.storing.shards import find_shards
@@ -27,17 +29,6 @@ from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
-# What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
-_STRUCTURE = frozenset(
-    {
-        "activation", "activation_function", "d_ff", "d_kv", "d_model", "dim", "head_dim", "hidden_act",
-        "hidden_dim", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps",
-        "layer_norm_epsilon", "max_position_embeddings", "mlp_ratio", "model_type", "n_embd", "n_head",
-        "n_heads", "n_inner", "n_layer", "n_layers", "n_positions", "num_attention_heads", "num_channels",
-        "num_heads", "num_hidden_layers", "num_key_value_heads", "num_layers", "patch_size",
-        "position_embedding_type", "rms_norm_eps", "rope_theta", "type_vocab_size", "vocab_size",
-    }
-)  # fmt: skip
 _SHOWN = 5
 
 
@@ -131,14 +122,17 @@ def check_mergeable(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> list[s
     clashes = list(_unusable(base, place))
     if not any(depth_of(name) is not None for name in base.specs):
         clashes.append(f"{place}: no tensor belongs to a block, so nothing can be cut; is it a transformer?")
+    backbones = backbones_beside(base, tuned)
+    unused = unused_in_all(base.backbone(), backbones.values())
     for task, checkpoint in tuned.items():
         place = f"task '{task}' ({checkpoint.source})"
         clashes += _unusable(checkpoint, place)
-        clashes += _config_clashes(base.config, checkpoint.config, place)
+        clashes += config_clashes(base.config, checkpoint.config, place)
         if checkpoint.config["model_type"] == base.config["model_type"]:
-            clashes += _name_clashes(base, checkpoint, place)
-            clashes += _shape_clashes(base, checkpoint, place)
-    return clashes + list(_uneven(base, tuned))
+            inside = {key: name for key, name in base.backbone().items() if key not in unused}
+            clashes += _name_clashes(inside, backbones[task], place)
+            clashes += _shape_clashes(base, checkpoint, backbones[task], place)
+    return clashes + list(_uneven(base, backbones))
 
 
 def trunk_of(names: Iterable[str]) -> str:
@@ -171,31 +165,26 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
 def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
     """Yields what makes a checkpoint's weights unusable whatever the others are."""
     if "quantization_config" in checkpoint.config:
-        yield f"{place}: the weights are quantised (quantization_config); dequantise and save them first"
+        yield (
+            f"{place}: the weights are quantised (quantization_config); load it with transformers, call "
+            ".dequantize(), save_pretrained, and give that folder"
+        )
     others = [name for name in checkpoint.backbone().values() if checkpoint.specs[name].dtype not in FLOATS]
     if others:
         dtypes = sorted({checkpoint.specs[name].dtype for name in others})
         yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {_some(others)}"
 
 
-def _config_clashes(base: Mapping[str, Any], tuned: Mapping[str, Any], place: str) -> Iterator[str]:
-    first, second = _structure(base), _structure(tuned)
-    for key in sorted(first.keys() & second.keys()):
-        if first[key] != second[key]:
-            yield f"{place}: {key} is {second[key]!r:.80} where the base has {first[key]!r:.80}"
+def backbones_beside(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
+    """Returns the backbone of each fine-tune by task: the name inside the base's trunk to the name on its own disk."""
+    inside = base.backbone()
+    return {
+        task: backbone_beside(inside, checkpoint.backbone(), tuple(checkpoint.specs))
+        for task, checkpoint in tuned.items()
+    }
 
 
-def _structure(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the settings that must be equal, those of `vision_config` and its like among them, by dotted path."""
-    found = {f"{prefix}{key}": value for key, value in config.items() if key in _STRUCTURE}
-    for key, value in config.items():
-        if key.endswith("_config") and isinstance(value, Mapping) and not prefix:
-            found |= _structure(value, f"{key}.")
-    return found
-
-
-def _name_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
-    inside, own = base.backbone(), tuned.backbone()
+def _name_clashes(inside: Mapping[str, str], own: Mapping[str, str], place: str) -> Iterator[str]:
     missing = [inside[key] for key in inside if key not in own and not _is_pooler(key)]
     extra = [own[key] for key in own if key not in inside and not _is_pooler(key)]
     for names, what in ((missing, "the base has and it lacks"), (extra, "it has and the base lacks")):
@@ -203,8 +192,8 @@ def _name_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[s
             yield f"{place}: backbone tensors that {what}: {_some(names)}"
 
 
-def _shape_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[str]:
-    inside, own = base.backbone(), tuned.backbone()
+def _shape_clashes(base: Checkpoint, tuned: Checkpoint, own: Mapping[str, str], place: str) -> Iterator[str]:
+    inside = base.backbone()
     pairs = [(base.specs[inside[key]], tuned.specs[own[key]]) for key in inside if key in own]
     different = [(first, second) for first, second in pairs if first.shape != second.shape]
     for first, second in different[:_SHOWN]:
@@ -214,12 +203,12 @@ def _shape_clashes(base: Checkpoint, tuned: Checkpoint, place: str) -> Iterator[
         yield f"{place}: and {len(different) - _SHOWN} more tensors of other shapes"
 
 
-def _uneven(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Iterator[str]:
+def _uneven(base: Checkpoint, backbones: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yields a line per pooler tensor of the base that some fine-tunes have and others lack."""
     for key in (key for key in base.backbone() if _is_pooler(key)):
-        having = [task for task, checkpoint in tuned.items() if key in checkpoint.backbone()]
-        if having and len(having) < len(tuned):
-            lacking = [task for task in tuned if task not in having]
+        having = [task for task, own in backbones.items() if key in own]
+        if having and len(having) < len(backbones):
+            lacking = [task for task in backbones if task not in having]
             yield f"'{key}' is in {_some(having)} but not in {_some(lacking)}"
 
 

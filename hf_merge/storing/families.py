@@ -14,7 +14,8 @@ from torch import Tensor
 from hf_merge.errors import ModelMismatch
 from hf_merge.merging.components import Shape
 from hf_merge.merging.experts import TensorSource
-from hf_merge.storing.checkpoints import Checkpoint, check_mergeable
+from hf_merge.storing.checkpoints import Checkpoint, backbones_beside, check_mergeable
+from hf_merge.storing.counterparts import unused_in_all
 
 
 class Source(Protocol):
@@ -161,12 +162,15 @@ def align(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Family:
     clashes = check_mergeable(base, tuned)
     if clashes:
         raise ModelMismatch("These checkpoints cannot be merged:\n  " + "\n  ".join(clashes))
-    inside = base.backbone()
-    common = [key for key in inside if all(key in checkpoint.backbone() for checkpoint in tuned.values())]
+    inside, backbones = base.backbone(), backbones_beside(base, tuned)
+    common = [key for key in inside if all(key in own for own in backbones.values())]
     tasks: dict[str, FineTune] = {}
     for task, checkpoint in tuned.items():
-        own = checkpoint.backbone()
-        heads = checkpoint.outside() + tuple(own[key] for key in own if key not in inside)
+        own = backbones[task]
+        shared = {own[key] for key in own if key in inside}
+        heads = tuple(name for name in checkpoint.specs if name not in shared)
         tasks[task] = FineTuned(task, checkpoint, {inside[key]: own[key] for key in common}, heads)
     shapes = {inside[key]: base.specs[inside[key]].shape for key in common}
-    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in inside.values()), base)
+    unused = unused_in_all(inside, backbones.values())
+    used = (name for key, name in inside.items() if key not in unused)
+    return Family(base, tasks, shapes, sum(base.specs[name].numel for name in used), base)

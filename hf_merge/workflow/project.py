@@ -14,9 +14,10 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import BASE, Component, Place, Shape, cut, places, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
-from hf_merge.modeling.assembly import Head, Kind, TaskModel, used_names
+from hf_merge.modeling.assembly import Head, Kind, TaskModel, require_kind, used_names
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.layouts import names_in_memory
+from hf_merge.modeling.processors import require_same_processors
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
@@ -100,6 +101,7 @@ def open_project(
     with _Opening(headers_only, access) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
         tuned = {task.name: opening.open_task(task) for task in recipe.tasks}
+        require_kind(base.config, kind)
         family = _aligned(base, tuned, kind)
         pinned = _pinned(recipe, base, tuned, access)
         components = _components(family, recipe.merge.granularity, recipe.merge.stages)
@@ -149,6 +151,9 @@ class Reader:
         self.folder, self._search = folder, project.recipe.search
         self._tokenizer = load_tokenizer(folder) if project.kind == "text" else None
         self._processor = load_image_processor(folder) if project.kind == "image" else None
+        if project.kind == "image":
+            tuned = project.family.tasks
+            require_same_processors(folder, {task: tuned[task].source.folder for task in tuned})
         self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
 
     def batches(self, rows: Rows) -> list[Batch]:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hf_merge.errors import ModelMismatch
+from hf_merge.errors import ModelMismatch, UnsupportedArchitecture
 from hf_merge.merging.components import Shape
 from hf_merge.modeling.adapters import adapter_shapes, fold
 from hf_merge.modeling.assembly import Head, TaskModel
 from hf_merge.storing.checkpoints import Checkpoint
+from tests.families.catalogue import FAMILIES
 from tests.tiny_models import TinyFamily
 
 
@@ -93,3 +94,10 @@ def test_folding_leaves_models_without_adapters_alone(base: Checkpoint) -> None:
     model.fold_adapter()
     fold(model.module)
     assert torch.equal(model.logits(INPUTS), expected)
+
+
+def test_an_adapter_of_fused_experts_is_refused() -> None:
+    config = FAMILIES["mixtral"].config().to_dict()
+    module = "model.layers.0.block_sparse_moe.experts.0.w1"
+    with pytest.raises(UnsupportedArchitecture, match=rf"acts on '{module}', .* runs fused with others"):
+        TaskModel(config, "text", Head(2), adapter={f"{module}.ia3_l": (24, 1)}, trunk="model.")

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
-from hf_merge.modeling.assembly import FeatureModel, Head, TaskModel
+from hf_merge.modeling.assembly import Head, Kind, TaskModel, require_kind
+from hf_merge.modeling.features import FeatureModel
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family, FineTuned, align
 from tests.tiny_models import IMAGE_LAYOUTS, IMAGE_SIDE, LAYOUTS, TEXT_LAYOUTS, TinyFamily, vocabulary
@@ -259,6 +260,33 @@ def test_unknown_model_types_are_named() -> None:
         FeatureModel({"model_type": "bert9000"}, [], "", None)
     with pytest.raises(UnsupportedArchitecture, match="model type 'None'"):
         TaskModel({}, "text", Head(2))
+
+
+def test_code_that_comes_with_a_checkpoint_is_refused_with_the_reason() -> None:
+    config = {"model_type": "inhouse", "auto_map": {"AutoModel": "modeling_inhouse.Model"}}
+    with pytest.raises(UnsupportedArchitecture, match=r"'inhouse' is code .*auto_map.* never runs code from a repo"):
+        require_kind(config, "text")
+
+
+def test_a_known_type_with_code_beside_it_is_run_by_transformers_own(caplog: pytest.LogCaptureFixture) -> None:
+    require_kind({"model_type": "bert", "auto_map": {"AutoModel": "modeling_evil.Evil"}}, "text")
+    assert "never run: transformers' own 'bert' is" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "column"), [("bert", "image", "text"), ("vit", "text", "image"), ("t5", "image", "text")]
+)
+def test_columns_of_the_wrong_kind_are_told_the_right_one(model_type: str, kind: Kind, column: str) -> None:
+    with pytest.raises(
+        UnsupportedArchitecture,
+        match=rf"no {kind} classification model for the model type '{model_type}'\. .* name the '{column}' column",
+    ):
+        require_kind({"model_type": model_type}, kind)
+
+
+def test_model_types_without_a_head_of_any_kind_are_refused() -> None:
+    with pytest.raises(UnsupportedArchitecture, match=r"no text classification model for the model type 'sam'\.$"):
+        require_kind({"model_type": "sam"}, "text")
 
 
 def test_model_types_without_a_head_of_the_kind_are_refused(aligned: Family) -> None:

@@ -1,12 +1,16 @@
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
 
 from hf_merge.errors import MalformedChainMap, ModelMismatch
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
+from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
+from tests.families.catalogue import FAMILIES, SIDE, WORDS
 from tests.modeling.test_assembly import PAD, batch_of, opened
 from tests.tiny_models import LAYOUTS, TEXT_LAYOUTS, WIDTH, TinyFamily
 
@@ -129,3 +133,88 @@ def test_missing_or_misshapen_tensors_are_refused(bert: Family) -> None:
 
 def loaded(family: Family, tensors: dict[str, Tensor]) -> FeatureExtractor:
     return FeatureExtractor(family.base.config, base_names(list(tensors)), family.base.trunk, 0, tensors)
+
+
+# Families beyond the tiny ones: what is pooled, and which part of the model looks
+
+
+def base_of(name: str, folder: Path) -> tuple[PreTrainedModel, Checkpoint]:
+    """Returns a random base of a family, and the same as a checkpoint."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModel.from_config(FAMILIES[name].config())
+    model.train(False)
+    model.save_pretrained(folder)
+    return model, Checkpoint(name, folder)
+
+
+def eyes_of(base: Checkpoint, layers: int) -> FeatureExtractor:
+    return FeatureExtractor.from_base(base.config, list(base.backbone().values()), base.trunk, layers, base)
+
+
+def sentences() -> dict[str, Tensor]:
+    ids = torch.randint(4, WORDS, (3, 9), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": (torch.arange(9) < torch.tensor([[9], [4], [6]])).long()}
+
+
+def pixels() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext", "bit", "regnet"])
+def test_the_grid_of_a_convolutional_network_is_pooled(name: str, tmp_path: Path) -> None:
+    model, base = base_of(name, tmp_path)
+    with base, torch.inference_mode():
+        features = eyes_of(base, ALL_LAYERS).pooled(pixels())
+        grid = model(**pixels()).last_hidden_state
+    assert features.shape == grid.shape[:2]
+    torch.testing.assert_close(features, grid.mean(dim=(2, 3)), rtol=0.05, atol=0.05 * float(grid.std()))
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2_with_registers", "swin"])
+def test_all_positions_of_an_image_are_pooled(name: str, tmp_path: Path) -> None:
+    model, base = base_of(name, tmp_path)
+    with base, torch.inference_mode():
+        features = eyes_of(base, ALL_LAYERS).pooled(pixels())
+        states = model(**pixels()).last_hidden_state
+    torch.testing.assert_close(features, states.mean(dim=1), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
+def test_of_an_encoder_and_its_decoder_the_encoder_looks(name: str, layers: int, tmp_path: Path) -> None:
+    model, base = base_of(name, tmp_path)
+    encoder = model.get_encoder()
+    inputs = sentences()
+    with base, torch.inference_mode():
+        eyes = eyes_of(base, layers)
+        features = eyes.pooled(inputs)
+        states = encoder(**inputs).last_hidden_state
+    assert not any(stored.startswith("decoder.") for stored in eyes.tensors)
+    assert features.shape == (3, states.shape[2])
+    if layers == ALL_LAYERS:
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        expected = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        torch.testing.assert_close(features, expected, rtol=0.1, atol=0.1)
+
+
+def test_a_model_that_cannot_run_without_blocks_runs_one(tmp_path: Path) -> None:
+    _, base = base_of("deberta-v2", tmp_path)
+    with base:
+        none, one = eyes_of(base, 0), eyes_of(base, 1)
+        assert torch.equal(none.pooled(sentences()), one.pooled(sentences()))
+    assert none.layers == 0
+
+
+def test_blocks_in_stages_are_not_counted_and_all_run(tmp_path: Path) -> None:
+    _, base = base_of("resnet", tmp_path)
+    with base:
+        assert torch.equal(eyes_of(base, 1).pooled(pixels()), eyes_of(base, ALL_LAYERS).pooled(pixels()))
+
+
+def test_features_of_fused_experts_are_those_of_the_model(tmp_path: Path) -> None:
+    model, base = base_of("mixtral", tmp_path)
+    inputs = {"input_ids": sentences()["input_ids"]}
+    with base, torch.inference_mode():
+        features = eyes_of(base, ALL_LAYERS).pooled(inputs)
+        expected = model(**inputs).last_hidden_state.mean(dim=1)
+    assert float(torch.nn.functional.cosine_similarity(features, expected).min()) > 0.95

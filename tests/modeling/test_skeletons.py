@@ -3,10 +3,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, MixtralConfig, ViTConfig, ViTModel
+from transformers import AutoModelForSequenceClassification, BertConfig, ViTConfig, ViTModel
 
-from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture
-from hf_merge.modeling.assembly import Head, TaskModel
+from hf_merge.errors import CheckpointDamaged, ModelMismatch
 from hf_merge.modeling.skeletons import (
     BlameConfig,
     Slot,
@@ -31,14 +30,6 @@ def test_slots_carry_the_names_on_disk() -> None:
     assert "encoder.layer.0.attention.attention.query.weight" in found
     assert found["encoder.layer.0.attention.attention.query.weight"].shape == (8, 8)
     assert not any(name.startswith("layers.") for name in found)
-
-
-def test_weights_that_are_fused_in_memory_are_refused() -> None:
-    settings = MixtralConfig(
-        **SMALL, vocab_size=10, num_key_value_heads=1, num_local_experts=2, max_position_embeddings=8
-    ).to_dict()
-    with pytest.raises(UnsupportedArchitecture, match="in another layout than it runs"):
-        TaskModel(settings, "text", Head(2))
 
 
 def test_persistent_buffers_have_slots_and_others_have_none() -> None:

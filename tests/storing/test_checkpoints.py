@@ -320,7 +320,7 @@ def test_every_clash_is_listed_with_both_values_and_nothing_is_read(
         "task 'extra' (extra): backbone tensors that it has and the base lacks: bert.encoder.layer.1.adapter.weight",
         f"task 'small' (small): 'bert.{table}' has shape [5, 2] where the base has [{words}, 32]",
         "task 'whole' (whole): stored as I32, where one of F64, F32, F16, BF16 is needed: bert.encoder.layer.0.output",
-        "task 'coded' (coded): the weights are quantised (quantization_config)",
+        "task 'coded' (coded): the weights are quantised (quantization_config); load it with transformers, call .deq",
         "task 'eps' (eps): layer_norm_eps is 0.001 where the base has 1e-12",
         "'pooler.dense.weight' is in good, wider, words, missing, extra, ... (4 more) but not in other, poolerless",
     ):
