@@ -62,11 +62,19 @@ BREACHES: dict[str, tuple[Edit, str]] = {
     ),
     "merged by no method": (
         put("experts", 0, "method", value=None),
-        "experts[0].method: must be null for a single member",
+        "experts[0].method: must be null for one member or none, and name the method for several",
     ),
     "method for one": (
         put("experts", 2, "method", value={"name": "ties"}),
-        "experts[2].method: must be null for a single",
+        "experts[2].method: must be null for one member or none",
+    ),
+    "base merged by a method": (
+        put("experts", 0, "members", value=[]),
+        "experts[0].method: must be null for one member or none",
+    ),
+    "base not for every task": (
+        both(put("experts", 1, "members", value=[]), put("experts", 1, "method", value=None)),
+        "experts[1].members: the chain of 'trec' does not use 'mlp-b1'",
     ),
     "expert in no shard": (
         put("experts", 0, "file", value="router.safetensors"),
@@ -210,3 +218,10 @@ def test_one_shard_is_numbered_too() -> None:
     moves = [put("experts", index, "file", value=single) for index in range(3)]
     moves += [put("heads", task, "file", value=single) for task in ("sst2", "trec", "qqp")]
     assert chains.parse(edited(both(edit, *moves)))
+
+
+def test_an_expert_without_members_is_the_base_for_every_task() -> None:
+    base = both(put("experts", 0, "members", value=[]), put("experts", 0, "method", value=None))
+    read = chains.parse(edited(base))
+    assert (read.experts[0].members, read.experts[0].method) == ((), None)
+    assert chains.parse(chains.dump(read)) == read

@@ -181,7 +181,6 @@ def test_what_cannot_be_read_is_not_written() -> None:
         (put("experts", 0, "method", value={"density": 1.0}), "experts[0].method: lacks 'name'"),
         (put("experts", 0, "method", "scale", value=True), "experts[0].method.scale: is true, not a number"),
         (put("experts", 0, "method", "scale", value=[1]), "experts[0].method.scale: is an array, not a text"),
-        (put("experts", 0, "members", value=[]), "experts[0].members: is empty"),
         (put("components", 0, "tensors", value=[]), "components[0].tensors: is empty"),
         (put("components", value=[]), "components: is empty"),
         (put("experts", value={}), "experts: is an object, not an array"),
