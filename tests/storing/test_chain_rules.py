@@ -69,12 +69,12 @@ BREACHES: dict[str, tuple[Edit, str]] = {
         "experts[2].method: must be null for one member or none",
     ),
     "base merged by a method": (
-        put("experts", 0, "members", value=[]),
-        "experts[0].method: must be null for one member or none",
+        put("experts", 1, "members", value=[]),
+        "experts[1].method: must be null for one member or none",
     ),
     "base not for every task": (
-        both(put("experts", 1, "members", value=[]), put("experts", 1, "method", value=None)),
-        "experts[1].members: the chain of 'trec' does not use 'mlp-b1'",
+        put("experts", 2, "members", value=[]),
+        "experts[2].members: the chain of 'sst2' does not use 'mlp-b2'",
     ),
     "expert in no shard": (
         put("experts", 0, "file", value="router.safetensors"),
