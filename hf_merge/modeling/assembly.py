@@ -5,24 +5,29 @@ costs no copy. Tensors are named as on disk.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 
-from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture, some
+from hf_merge.errors import ModelMismatch, UnsupportedArchitecture, some
+from hf_merge.modeling.heads import Head
+from hf_merge.modeling.options import option_scores
 from hf_merge.modeling.skeletons import (
     BlameConfig,
     Slot,
@@ -37,57 +42,18 @@ from hf_merge.storing.checkpoints import trunk_of
 
 __all__ = ["FeatureModel", "Head", "Kind", "TaskModel", "TransformersModel", "skeleton_config", "skeleton_of"]
 
-Kind = Literal["text", "image"]
+Kind = Literal["text", "image", "causal", "seq2seq"]
 TransformersModel: TypeAlias = PreTrainedModel
 
-_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 # While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
 _BUILDING = Lock()
-_KNOWN = {"text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a task's head answers.
-
-    Attributes:
-        num_labels: The width of its logits; 1 is a regression.
-        labels: The label names in order, or None where nobody named them.
-        problem_type: `single_label_classification`, `multi_label_classification` or `regression`, as in transformers;
-            None where nobody said.
-    """
-
-    num_labels: int
-    labels: tuple[str, ...] | None = None
-    problem_type: str | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Head":
-        """Returns the head that a fine-tuned checkpoint's configuration declares; two labels where it says nothing.
-
-        Raises:
-            CheckpointDamaged: `id2label` does not name the labels from 0 on, or `num_labels` is no number of labels.
-        """
-        names, problem = config.get("id2label"), config.get("problem_type")
-        if names is None:
-            width = config.get("num_labels", 2)
-            if not isinstance(width, int) or width < 1:
-                raise CheckpointDamaged(f"config.json: num_labels is {width!r:.80}; a head has one label or more.")
-            return cls(width, None, problem)
-        ordered = {str(key): str(name) for key, name in names.items()} if isinstance(names, Mapping) else {}
-        keys = [str(index) for index in range(len(ordered))]
-        if not keys or set(keys) != set(ordered):
-            raise CheckpointDamaged(
-                f"config.json: id2label is {names!r:.80}; it must name the labels 0, 1, 2 and so on."
-            )
-        labels = tuple(ordered[key] for key in keys)
-        return cls(len(labels), None if labels == _unnamed(len(labels)) else labels, problem)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the keys of a configuration that say the same."""
-        names = dict(enumerate(self.labels or _unnamed(self.num_labels)))
-        settings = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-        return settings if self.problem_type is None else settings | {"problem_type": self.problem_type}
+# Of each kind the loader, the model types it knows, and what messages call them.
+_CLASSES: Mapping[Kind, tuple[Any, Any, str]] = {
+    "text": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "text classification"),
+    "image": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "image classification"),
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "causal language"),
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "sequence-to-sequence language"),
+}
 
 
 class TaskModel:
@@ -104,7 +70,7 @@ class TaskModel:
 
         Args:
             config: The base's `config.json`.
-            kind: Whether the task reads text or images.
+            kind: What the task reads, and how it answers.
             head: What the head answers.
             pad_token_id: Set where the configuration has none, as decoders with a classification head need it.
 
@@ -114,13 +80,14 @@ class TaskModel:
         """
         with BlameConfig(config):
             built = configuration(config, head.settings())
-            if type(built) not in _KNOWN[kind]:
+            loader, known, title = _CLASSES[kind]
+            if type(built) not in known:
                 raise UnsupportedArchitecture(
-                    f"transformers has no {kind} classification model for the model type '{built.model_type}'."
+                    f"transformers has no {title} model for the model type '{built.model_type}'."
                 )
             if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
                 built.pad_token_id = pad_token_id
-            self.module = _empty(_CLASSES[kind], built)
+            self.module = _empty(loader, built)
             self.slots = slots(self.module)
         self._trunk = trunk_of(self.slots)
         self._backbone: set[str] = set()
@@ -152,7 +119,8 @@ class TaskModel:
 
     def own_name(self, name: str, trunk: str) -> str:
         """Returns what this task's checkpoint calls a backbone tensor that the base, with its trunk, calls `name`."""
-        return self._trunk + name.removeprefix(trunk)
+        own = self._trunk + name.removeprefix(trunk)
+        return name if own not in self.slots and name in self.slots else own  # a language model's head is in no trunk
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Sets one tensor by reference, named as this task's checkpoint names it on disk.
@@ -199,7 +167,9 @@ class TaskModel:
 
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the logits [batch, num_labels] for a batch of model inputs."""
+        """Returns the logits [batch, num_labels] for a batch of model inputs; a language model's score its options."""
+        if "labels" in inputs:
+            return option_scores(self.module, inputs)
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits
 
@@ -228,10 +198,13 @@ class FeatureModel:
         with BlameConfig(config):
             built = configuration(config, {})
             inner = getattr(built, "vision_config", built)
-            if layers is not None:
-                inner.num_hidden_layers = min(layers, inner.num_hidden_layers)
-            self._module = _empty(AutoModel, inner)
-            self._slots = slots(self._module)
+            for name in ("num_hidden_layers", "encoder_layers"):
+                if layers is not None and hasattr(inner, name):
+                    setattr(inner, name, min(layers, getattr(inner, name)))
+            whole = _empty(AutoModel, inner)
+            # Of an encoder-decoder the encoder alone: what it reads is what there is to see.
+            self._module = whole.get_encoder() if inner.is_encoder_decoder else whole
+            self._slots = _slots_within(self._module, slots(whole))
         self._places = _places(self._slots, names, trunk)
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
@@ -280,6 +253,15 @@ def _empty(loader: Any, built: Any) -> TransformersModel:
     return model
 
 
+def _slots_within(module: nn.Module, held: Mapping[str, Slot]) -> dict[str, Slot]:
+    """Returns the slots with a place in some module; the others are let go of."""
+    inside = set(module.modules())
+    kept = {name: slot for name, slot in held.items() if any(holder in inside for holder, _ in slot.places)}
+    for name in held.keys() - kept.keys():
+        held[name].clear()
+    return kept
+
+
 def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[str, Slot]:
     """Returns the slots of the base's tensors; those without one are left out, and poolers.
 
@@ -293,7 +275,3 @@ def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[
 
 def _is_pooler(name: str) -> bool:
     return "pooler" in name.split(".")
-
-
-def _unnamed(count: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(count))

@@ -1,0 +1,43 @@
+"""Tasks that answer in their own words: what is written, compared with what should be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_merge.modeling.assembly import TaskModel
+from hf_merge.modeling.generation import written
+from hf_merge.modeling.inputs import Batch
+from hf_merge.recipe.wording import normalised
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Has a model write, and says where it met the target.
+
+    Attributes:
+        tokenizer: What the batches were made with.
+        targets: What should be written, by row.
+        max_new_tokens: How many tokens are written, at the most.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    targets: Sequence[str]
+    max_new_tokens: int
+
+    def __call__(self, model: TaskModel, batch: Batch) -> Tensor:
+        """Returns [batch, 2] float32: 1 in the second place where the target was met, else in the first."""
+        texts = written(model.module, self.tokenizer, batch.inputs, self.max_new_tokens)
+        return judged(texts, [self.targets[row] for row in batch.rows])
+
+
+def judged(texts: Sequence[str], targets: Sequence[str]) -> Tensor:
+    """Returns which texts are their targets, but for case and white space, as `Judge` does: [texts, 2] float32."""
+    met = torch.tensor([normalised(text) == normalised(target) for text, target in zip(texts, targets, strict=True)])
+    return torch.stack([~met, met], dim=1).float()
