@@ -6,16 +6,13 @@ code or models.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_merge.errors import InputError, nearest
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OPTIONS: Mapping[str, type] = {
     "do_sample": bool, "early_stopping": bool, "length_penalty": float, "min_new_tokens": int,
@@ -45,41 +42,35 @@ def check_options(options: Mapping[str, Any], seed: int | None) -> None:
 @torch.inference_mode()
 def written(
     model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
     inputs: Mapping[str, Tensor],
     max_new_tokens: int,
     options: Mapping[str, Any] | None = None,
-    *,
-    seed: int | None = None,
-) -> list[str]:
-    """Returns what a language model writes after each prompt, without special tokens; the prompt is not repeated.
+) -> list[list[int]]:
+    """Returns the tokens that a language model writes after each prompt, which is not repeated.
 
     Args:
         model: A language model of transformers.
-        tokenizer: What the inputs were made with.
         inputs: `input_ids` and `attention_mask` [batch, length]; a decoder's padded on the left.
         max_new_tokens: The most tokens to write.
         options: Some of `OPTIONS`, as `check_options` lets pass; none write the likeliest token each time.
-        seed: Decides what is drawn, with `do_sample`.
 
     Raises:
         InputError: transformers refuses the options.
     """
-    with _seeded(seed):
-        try:
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **{"do_sample": False, **(options or {})})
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"transformers refuses these options for generation: {' '.join(str(error).split())[:300]}"
-            ) from error
+    try:
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **{"do_sample": False, **(options or {})})
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"transformers refuses to generate so: {' '.join(str(error).split())[:300]} Change the options."
+        ) from error
     start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    texts: list[str] = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-    return texts
+    tokens: list[list[int]] = ids[:, start:].tolist()
+    return tokens
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Begins torch's chance at a seed for a while, and lets it go on as if nothing had been drawn."""
+def seeded(seed: int | None) -> Iterator[None]:
+    """Begins torch's chance at a seed for a while, None for nowhere; afterwards it goes on as if nothing was drawn."""
     if seed is None:
         yield
         return

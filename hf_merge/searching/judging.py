@@ -33,7 +33,8 @@ class Judge:
 
     def __call__(self, model: TaskModel, batch: Batch) -> Tensor:
         """Returns [batch, 2] float32: 1 in the second place where the target was met, else in the first."""
-        texts = written(model.module, self.tokenizer, batch.inputs, self.max_new_tokens)
+        ids = written(model.module, batch.inputs, self.max_new_tokens)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return judged(texts, [self.targets[row] for row in batch.rows])
 
 

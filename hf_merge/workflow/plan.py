@@ -96,7 +96,7 @@ def _plan(project: Project) -> Plan:
     placed = places(family.shapes)
     merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
     space = SearchSpace(tuple(component.name for component in project.components), tuple(family.tasks))
-    positions = recipe.search.max_length or (_TOKENS if project.kind == "text" else _PATCHES)
+    positions = recipe.search.max_length or (_PATCHES if project.kind == "image" else _TOKENS)
     return Plan(
         base=family.base.source,
         model_type=family.base.config["model_type"],

@@ -9,18 +9,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hf_merge.errors import HubError, RecipeError
+from hf_merge.errors import HubError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, decompose, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.language import SpecialTokens, language_kind, task_model
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.splits import BUILDERS, check_source
 from hf_merge.searching.tasks import Rows, TaskData, load_task
 from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
+from hf_merge.storing.language import LanguageCheckpoint, complete_base
+from hf_merge.workflow.speaking import asked_run, refuse_speakers, require_one_kind, require_same_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ class Project:
         components: The partition of the backbone.
         method: How groups are merged.
         codec: How experts are stored.
-        kind: Whether the tasks read text or images.
+        kind: What the tasks read, and how they answer.
     """
 
     recipe: Recipe
@@ -50,7 +53,11 @@ class Project:
     @property
     def heads(self) -> dict[str, Head]:
         """What each task's head answers, by task."""
-        return {task: Head.of(tuned.checkpoint.config) for task, tuned in self.family.tasks.items()}
+        wordings = {task.name: task.data.wording for task in self.recipe.tasks}
+        return {
+            task: Head.of(tuned.checkpoint.config) if (wording := wordings[task]) is None else Head.worded(wording)
+            for task, tuned in self.family.tasks.items()
+        }
 
     def reader_folders(self) -> list[Path]:
         """Returns where a tokenizer or processor may lie: the base first, then the fine-tunes."""
@@ -76,10 +83,11 @@ def open_project(
     method = MethodSpec.resolve(*settings_of(recipe.merge.methods[0]))
     codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
     require_granularity(recipe.merge.granularity)
-    kind = _kind(recipe)
-    with _Opening(headers_only, access) as opening:
+    reads = require_one_kind(recipe)
+    with _Opening(headers_only, access, LanguageCheckpoint if reads == "language" else Checkpoint) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
         tuned = {task.name: opening.open(f"task {task.name}", task.model, task.revision) for task in recipe.tasks}
+        kind = _settled_kind(reads, base, tuned)
         family = align(base, tuned)
         pinned = _pinned(recipe, base, tuned, access)
         components = decompose(family.shapes, recipe.merge.granularity, stages=recipe.merge.stages)
@@ -114,25 +122,32 @@ class Reader:
     """The tokenizer or image processor of a project, and the batches that it makes.
 
     Attributes:
-        pad_token_id: What the tokenizer pads with, or None for images.
+        tokens: What the tokenizer pads and ends with.
     """
 
     def __init__(self, project: Project) -> None:
-        """Loads the reader of the first folder that has one: the base's, else a fine-tune's."""
+        """Loads the reader of the first folder that has one: the base's, else a fine-tune's.
+
+        Raises:
+            ModelMismatch: Another checkpoint has a tokenizer that gives other tokens.
+        """
         folders = project.reader_folders()
         marks = (
             ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-            if project.kind == "text"
+            if project.kind != "image"
             else ("preprocessor_config.json",)
         )
         folder = next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), folders[0])
         self.folder, self._search = folder, project.recipe.search
-        self._tokenizer = load_tokenizer(folder) if project.kind == "text" else None
+        self._tokenizer = load_tokenizer(folder) if project.kind != "image" else None
         self._processor = load_image_processor(folder) if project.kind == "image" else None
-        self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
+        self.tokens = SpecialTokens.of(self._tokenizer)
+        if self._tokenizer is not None:
+            tuned = [task.checkpoint for task in project.family.tasks.values()]
+            require_same_tokenizer(folder, self._tokenizer, [project.family.base, *tuned])
 
     def batches(self, rows: Rows) -> list[Batch]:
-        """Returns rows as model inputs, arranged once: texts sorted by length, images in order."""
+        """Returns rows as they are, as model inputs, arranged once: texts sorted by length, images in order."""
         size = self._search.batch_size
         if self._processor is not None:
             return image_batches(self._processor, rows.images or (), batch_size=size)
@@ -142,29 +157,34 @@ class Reader:
             self._tokenizer, rows.texts or (), rows.pairs, batch_size=size, max_length=self._search.max_length
         )
 
+    def run(self, project: Project, task: TaskSpec, model: TaskModel, rows: Rows) -> TaskRun:
+        """Returns a task ready to be evaluated: its rows as they are, or as what a language model is asked."""
+        if task.data.wording is None or self._tokenizer is None:
+            return TaskRun(task.name, model, self.batches(rows), rows.labels, task.metric)
+        batching = (self._search.batch_size, self._search.max_length)
+        return asked_run(task, model, rows, self._tokenizer, project.family.base.config, project.kind, batching)
+
 
 def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dict[str, TaskRun]:
     """Returns the tasks ready to be evaluated on the given rows, heads set in the recipe's computing type."""
-    dtype = DTYPES[project.recipe.search.dtype]
+    dtype, base = DTYPES[project.recipe.search.dtype], project.family.base
     runs = {}
     for task in project.recipe.tasks:
         tuned = project.family.tasks[task.name]
-        model = TaskModel(
-            project.family.base.config, project.kind, project.heads[task.name], pad_token_id=reader.pad_token_id
+        model = task_model(
+            base.config, project.kind, project.heads[task.name], reader.tokens, project.family.shapes, base.trunk
         )
         model.set_head({name: tuned.checkpoint.read(name).to(dtype) for name in tuned.head})
-        runs[task.name] = TaskRun(
-            task.name, model, reader.batches(rows[task.name]), rows[task.name].labels, task.metric
-        )
+        runs[task.name] = reader.run(project, task, model, rows[task.name])
     return runs
 
 
 class _Opening(ExitStack):
     """Checkpoints being opened, and closed again together."""
 
-    def __init__(self, headers_only: bool, access: hub.Access) -> None:
+    def __init__(self, headers_only: bool, access: hub.Access, checkpoint: type[Checkpoint]) -> None:
         super().__init__()
-        self._access, self._scratch = access, Path()
+        self._access, self._scratch, self._checkpoint = access, Path(), checkpoint
         self._headers_only = headers_only
         if headers_only:
             self._scratch = Path(self.enter_context(TemporaryDirectory(prefix="hf-merge-")))
@@ -175,7 +195,7 @@ class _Opening(ExitStack):
             resolved = hub.pull_headers(source, revision, self._scratch / name, access=self._access)
         else:
             resolved = hub.pull_checkpoint(source, revision, access=self._access)
-        checkpoint = Checkpoint(source, resolved.folder, resolved.revision, headers_only=self._headers_only)
+        checkpoint = self._checkpoint(source, resolved.folder, resolved.revision, headers_only=self._headers_only)
         return self.enter_context(checkpoint)
 
 
@@ -222,13 +242,10 @@ def _pinned_dataset(data: DataSpec, access: hub.Access) -> str | None:
         raise
 
 
-def _kind(recipe: Recipe) -> Kind:
-    images = [task.name for task in recipe.tasks if task.data.image is not None]
-    if not images:
-        return "text"
-    texts = [task.name for task in recipe.tasks if task.data.image is None]
-    if texts:
-        raise RecipeError(
-            f"Task '{texts[0]}' reads text and task '{images[0]}' reads images; one base serves one kind."
-        )
-    return "image"
+def _settled_kind(reads: str, base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Kind:
+    """Returns the kind of a family's models, after checking that the checkpoints are of it."""
+    if isinstance(base, LanguageCheckpoint):
+        complete_base(base, {task: item for task, item in tuned.items() if isinstance(item, LanguageCheckpoint)})
+        return language_kind(base.config)
+    refuse_speakers(tuned)
+    return "text" if reads == "text" else "image"
