@@ -12,7 +12,7 @@ from hf_merge.workflow.summary import Best, SearchSummary
 
 
 if TYPE_CHECKING:  # these load torch, which a table can do without
-    from hf_merge.serving.model import Prediction
+    from hf_merge.serving.model import Generation, Prediction
     from hf_merge.workflow.evaluate import Evaluation
     from hf_merge.workflow.plan import Plan
     from hf_merge.workflow.publish import Publication
@@ -153,6 +153,14 @@ def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") ->
     """Returns answers with their inputs, one line each, in columns that a tab divides."""
     return "\n".join(
         f"{answer.task}\t{answer.label if answer.label is not None else '-'}\t{answer.score:.4f}\t{given}"
+        for given, answer in zip(inputs, answers, strict=True)
+    )
+
+
+def generations_table(inputs: Sequence[str], answers: "Sequence[Generation]") -> str:
+    """Returns what was written with its inputs, one line each, in columns that a tab divides; ends of lines escaped."""
+    return "\n".join(
+        "\t".join((answer.task, *(text.replace("\\", "\\\\").replace("\n", "\\n") for text in (answer.text, given))))
         for given, answer in zip(inputs, answers, strict=True)
     )
 
