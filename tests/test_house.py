@@ -78,7 +78,7 @@ class Place:
 
 THIRD_PARTIES = {
     "accelerate": Place(inside=("modeling.assembly",), loading=("searching.ranks",)),
-    "datasets": Place(loading=("searching.tasks", "searching.metrics")),
+    "datasets": Place(loading=("searching.columns", "searching.tasks", "searching.metrics")),
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.saving")),
     "jinja2": Place(loading=("storing.markdown",)),
@@ -96,7 +96,8 @@ THIRD_PARTIES = {
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.ranges", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.adapters",
-            "modeling.*", "searching.building", "searching.evaluation", "searching.ranks",
+            "storing.language", "modeling.*", "searching.building", "searching.evaluation", "searching.judging",
+            "searching.ranks",
             "searching.running", "serving.*", "workflow*",
         ),
         inside=("searching.*",),

@@ -79,8 +79,8 @@ def build_speakers(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS,
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = new_speaker(layout)
-        bare = layout in ("gpt2", "bart")
-        (base.base_model if bare else base).save_pretrained(folder / "base")
+        saved: Any = base.base_model if layout in ("gpt2", "bart") else base
+        saved.save_pretrained(folder / "base")
         speaking_tokenizer(layout).save_pretrained(folder / "base")
         start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
         tasks = {}
@@ -145,11 +145,12 @@ def speaker_config(layout: str, **changes: Any) -> PreTrainedConfig:
 def new_speaker(layout: str) -> PreTrainedModel:
     """Returns a random language model."""
     kind = "seq2seq" if layout in ENCODER_DECODERS else "causal"
-    model: PreTrainedModel = _LOADERS[kind].from_config(speaker_config(layout))
+    model: Any = _LOADERS[kind].from_config(speaker_config(layout))
     if layout == "t5":
-        model.lm_head.weight = nn.Parameter(torch.randn(model.lm_head.weight.shape) * 0.1)
-    model.train(False)
-    return model
+        head: Any = model.lm_head
+        head.weight = nn.Parameter(torch.randn(head.weight.shape) * 0.1)
+    made: PreTrainedModel = model.eval()
+    return made
 
 
 def load_speaker(kind: str, folder: Path) -> PreTrainedModel:
@@ -191,7 +192,8 @@ def speaking_tokenizer(layout: str) -> PreTrainedTokenizerFast:
         )
     ends = next(word for word in ("</s>", "<eos>", "<|endoftext|>") if word in known)
     roles = {"eos_token": ends, "unk_token": unknown}
-    roles |= {"bos_token": word for word in ("<s>", "<bos>") if word in known}
+    begins = next((word for word in ("<s>", "<bos>") if word in known), None)
+    roles |= {} if begins is None else {"bos_token": begins}
     roles |= {"pad_token": "<pad>"} if "<pad>" in known else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, model_max_length=POSITIONS, model_input_names=["input_ids", "attention_mask"], **roles
@@ -208,9 +210,10 @@ def _byte_tokenizer() -> Qwen2Tokenizer:
     )
     inner.train_from_iterator([f"{word} {word}" for word in (*WORDS, *_CUES)], trainer)
     learnt = json.loads(inner.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]
     return Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=[tuple(pair) for pair in learnt["merges"]],
+        merges=merges,
         model_max_length=POSITIONS,
         model_input_names=["input_ids", "attention_mask"],
     )

@@ -95,6 +95,11 @@ class Prompter:
             for start, stop in cut(lengths[order], self._batch_size)
         ]
 
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Returns tokens as texts, without special tokens."""
+        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
     def _options(self, answers: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of each option; of an encoder-decoder with those that begin and end a target."""
         plain: list[list[int]] = self._tokenizer(list(answers), add_special_tokens=False)["input_ids"]

@@ -3,14 +3,19 @@
 Files are not compared, for versions write the same tokenizer differently; what the tokenizers do is.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hf_merge.errors import CheckpointDamaged, ModelMismatch, UntrustedContentError
+from hf_merge.modeling.inputs import load_tokenizer
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 _VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
     "spm.model", "bpe.codes",
@@ -35,6 +40,35 @@ def same_files(first: Path, second: Path) -> bool:
     return all((folder / names[0]).is_file() for folder in (first, second)) and all(
         _content(first / name) == _content(second / name) for name in names
     )
+
+
+def require_same_tokenizer(reader: Path, tokenizer: "PreTrainedTokenizerBase", folders: Sequence[Path]) -> None:
+    """Refuses fine-tunes that were trained with another tokenizer than the one that rows are read with.
+
+    A folder without a tokenizer passes, and so does one whose tokenizer cannot be opened, with a warning.
+
+    Args:
+        reader: The folder of the tokenizer in use.
+        tokenizer: That tokenizer.
+        folders: Those of the base and of the fine-tunes.
+
+    Raises:
+        ModelMismatch: A tokenizer gives other tokens; the message says where.
+    """
+    for folder in folders:
+        if folder == reader or not has_tokenizer(folder) or same_files(reader, folder):
+            continue
+        try:
+            other = load_tokenizer(folder)
+        except (CheckpointDamaged, UntrustedContentError) as error:
+            logger.warning("The tokenizer of %s is not compared with the one in use: %s", folder, error)
+            continue
+        difference = find_difference(tokenizer, other)
+        if difference is not None:
+            raise ModelMismatch(
+                f"The tokenizers in {reader} (there) and {folder} (here) do not agree: {difference}. Fine-tunes "
+                "are merged with one tokenizer for all; if this one was not trained with, remove it from its folder."
+            )
 
 
 def find_difference(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBase") -> str | None:

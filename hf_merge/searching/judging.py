@@ -1,8 +1,7 @@
 """Tasks that answer in their own words: what is written, compared with what should be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,29 +12,24 @@ from hf_merge.modeling.inputs import Batch
 from hf_merge.recipe.wording import normalised
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
 @dataclass(frozen=True, eq=False)
 class Judge:
     """Has a model write, and says where it met the target.
 
     Attributes:
-        tokenizer: What the batches were made with.
+        decode: Turns tokens into texts.
         targets: What should be written, by row.
         max_new_tokens: How many tokens are written, at the most.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
+    decode: Callable[[list[list[int]]], list[str]]
     targets: Sequence[str]
     max_new_tokens: int
 
     def __call__(self, model: TaskModel, batch: Batch) -> Tensor:
         """Returns [batch, 2] float32: 1 in the second place where the target was met, else in the first."""
         ids = written(model.module, batch.inputs, self.max_new_tokens)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return judged(texts, [self.targets[row] for row in batch.rows])
+        return judged(self.decode(ids), [self.targets[row] for row in batch.rows])
 
 
 def judged(texts: Sequence[str], targets: Sequence[str]) -> Tensor:

@@ -16,6 +16,8 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.language import SpecialTokens, language_kind, task_model
+from hf_merge.modeling.prompts import Prompter
+from hf_merge.modeling.vocabularies import require_same_tokenizer
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec, settings_of
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.splits import BUILDERS, check_source
@@ -23,7 +25,7 @@ from hf_merge.searching.tasks import Rows, TaskData, load_task
 from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint, Family, align
 from hf_merge.storing.language import LanguageCheckpoint, complete_base
-from hf_merge.workflow.speaking import asked_run, refuse_speakers, require_one_kind, require_same_tokenizer
+from hf_merge.workflow.speaking import asked_run, refuse_speakers, require_one_kind
 
 
 logger = logging.getLogger(__name__)
@@ -143,8 +145,7 @@ class Reader:
         self._processor = load_image_processor(folder) if project.kind == "image" else None
         self.tokens = SpecialTokens.of(self._tokenizer)
         if self._tokenizer is not None:
-            tuned = [task.checkpoint for task in project.family.tasks.values()]
-            require_same_tokenizer(folder, self._tokenizer, [project.family.base, *tuned])
+            require_same_tokenizer(folder, self._tokenizer, folders)
 
     def batches(self, rows: Rows) -> list[Batch]:
         """Returns rows as they are, as model inputs, arranged once: texts sorted by length, images in order."""
@@ -161,8 +162,11 @@ class Reader:
         """Returns a task ready to be evaluated: its rows as they are, or as what a language model is asked."""
         if task.data.wording is None or self._tokenizer is None:
             return TaskRun(task.name, model, self.batches(rows), rows.labels, task.metric)
-        batching = (self._search.batch_size, self._search.max_length)
-        return asked_run(task, model, rows, self._tokenizer, project.family.base.config, project.kind, batching)
+        search, config = self._search, project.family.base.config
+        prompter = Prompter(
+            self._tokenizer, project.kind, config, batch_size=search.batch_size, max_length=search.max_length
+        )
+        return asked_run(task, model, rows, prompter)
 
 
 def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dict[str, TaskRun]:

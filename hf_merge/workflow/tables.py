@@ -158,9 +158,9 @@ def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") ->
 
 
 def generations_table(inputs: Sequence[str], answers: "Sequence[Generation]") -> str:
-    """Returns what was written with its inputs, one line each, in columns that a tab divides; ends of lines escaped."""
+    """Returns what was written with its inputs, one line each, divided by tabs; line ends in it are escaped."""
     return "\n".join(
-        "\t".join((answer.task, *(text.replace("\\", "\\\\").replace("\n", "\\n") for text in (answer.text, given))))
+        f"{answer.task}\t{_on_one_line(answer.text)}\t{_on_one_line(given)}"
         for given, answer in zip(inputs, answers, strict=True)
     )
 
@@ -226,6 +226,10 @@ def publication_json(done: "Publication") -> dict[str, Any]:
     for pushed in (document["family"], *document["members"].values()):
         pushed["revision"] = pushed["revision"] or None
     return document
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def _router_line(accuracy: Mapping[str, float]) -> str:
