@@ -92,6 +92,7 @@ class TaskModel:
         self._trunk = trunk_of(self.slots)
         self._backbone: set[str] = set()
         self._head_modules: set[nn.Module] = set()
+        self._asks = head.wording is not None
         self.num_labels = head.num_labels
         for slot in self.slots.values():
             slot.clear()
@@ -168,7 +169,7 @@ class TaskModel:
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits [batch, num_labels] for a batch of model inputs; a language model's score its options."""
-        if "labels" in inputs:
+        if self._asks:
             return option_scores(self.module, inputs)
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits

@@ -59,10 +59,11 @@ def task_model(
         UnsupportedArchitecture: transformers has no class of this kind for the model type.
         CheckpointDamaged: The configuration describes no model, or an encoder-decoder that cannot begin to write.
     """
-    model = TaskModel(config, kind, head, pad_token_id=tokens.pad)
-    if kind in ("causal", "seq2seq"):
-        _untie(model, [model.own_name(name, trunk) for name in names])
-        _settle(model, kind, tokens)
+    if kind in ("text", "image"):
+        return TaskModel(config, kind, head, pad_token_id=tokens.pad)
+    model = TaskModel(config, kind, head)
+    _untie(model, [model.own_name(name, trunk) for name in names])
+    _settle(model, kind, tokens)
     return model
 
 

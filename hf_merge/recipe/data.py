@@ -76,8 +76,6 @@ class DataSpec(Section):
 
 
 def _fault_of_pair(wording: Wording, pair: str | None) -> str | None:
-    if wording.paired == (pair is not None):
-        return None
-    return (
-        "has a template with {text_pair} but no 'text_pair'" if pair is None else "has a template without {text_pair}"
-    )
+    if wording.paired and pair is None:
+        return "has a template with {text_pair}, but there is no column 'text_pair'"
+    return "has a template without {text_pair}" if pair is not None and not wording.paired else None

@@ -103,6 +103,8 @@ def dump(chain_map: ChainMap) -> bytes:
     Raises:
         UntrustedContentError: The map breaks a rule of the format, as `parse` says.
     """
+    if chain_map.heads and chain_map.wordings:
+        raise MalformedChainMap(f"{ORIGIN}: heads: a task has either a head or words, and this map holds both.")
     tasks = list(chain_map.chains)
     document = {
         "format_version": chain_map.format_version,

@@ -6,7 +6,7 @@ stored copy is compared with what it would be a copy of.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,15 @@ class LanguageCheckpoint(Checkpoint):
     """A checkpoint whose backbone is the whole language model."""
 
     def __init__(self, source: str, folder: Path, revision: str | None = None, *, headers_only: bool = False) -> None:
-        """Opens a checkpoint folder; with `headers_only` the configuration's word on tied weights is taken."""
+        """Opens a checkpoint folder; with `headers_only` a head that is stored beside a tied embedding is no copy.
+
+        That is a guess, as `save_pretrained` writes no copies; `complete_base` drops it where another checkpoint has
+        no such tensor.
+        """
         super().__init__(source, folder, revision, headers_only=headers_only)
         self._zeros: set[str] = set()
-        if not headers_only:
-            self._sort_out_copies()
+        self._guessed: set[str] = set()
+        self._sort_out_copies()
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """Returns the tensor `name` as float32, in `out` where it is given."""
@@ -56,17 +60,26 @@ class LanguageCheckpoint(Checkpoint):
         self._zeros |= specs.keys()
         self.specs |= {name: replace(spec, dtype="F32") for name, spec in specs.items()}
 
+    def drop_guessed(self, others: Iterable["LanguageCheckpoint"]) -> None:
+        """Takes tensors for copies after all that were only guessed to be none, where others lack them."""
+        for name in self._guessed:
+            if any(name not in other.specs for other in others):
+                self.specs.pop(name, None)
+
     def _sort_out_copies(self) -> None:
         """Keeps of a tied tensor's copies those that are none, and drops those that are."""
         everything = {name: spec for name, (_, spec) in self._home.items()}
         ties = self.config.get("tie_word_embeddings", True)
         for name, source in tied_copies(everything).items():
-            if not ties and not name.endswith("embed_tokens.weight"):
+            is_table = name.endswith("embed_tokens.weight")
+            if not ties and not is_table:
                 continue
-            if self._same(name, source):
+            if is_table if self._headers_only else self._same(name, source):
                 self.specs.pop(name, None)
-            else:
-                self.specs[name] = everything[name]
+                continue
+            self.specs[name] = everything[name]
+            if self._headers_only:
+                self._guessed.add(name)
 
     def _same(self, name: str, source: str) -> bool:
         first, second = (self._home[key][0].read(self._home[key][1].name) for key in (name, source))
@@ -82,6 +95,8 @@ def complete_base(base: LanguageCheckpoint, tuned: Mapping[str, LanguageCheckpoi
     faults = [fault for task, checkpoint in tuned.items() if (fault := _fault(task, checkpoint)) is not None]
     if faults:
         raise ModelMismatch("These checkpoints are no language models:\n  " + "\n  ".join(faults))
+    for checkpoint in (base, *tuned.values()):
+        checkpoint.drop_guessed((base, *tuned.values()))
     held = base.backbone()
     for task, checkpoint in tuned.items():
         own = checkpoint.backbone()
@@ -96,8 +111,11 @@ def complete_base(base: LanguageCheckpoint, tuned: Mapping[str, LanguageCheckpoi
 
 
 def find_speaker(tuned: Mapping[str, Checkpoint]) -> str | None:
-    """Returns the first task whose checkpoint was saved as a language model, or None where none was."""
-    return next((task for task, checkpoint in tuned.items() if _saved_as(checkpoint, _SPEAKER) is not None), None)
+    """Returns the first task whose checkpoint was saved as a language model and has no head of another kind."""
+    for task, checkpoint in tuned.items():
+        if _saved_as(checkpoint, _SPEAKER) is not None and all(_HEAD.search(name) for name in checkpoint.outside()):
+            return task
+    return None
 
 
 def _fault(task: str, checkpoint: Checkpoint) -> str | None:

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from hf_merge.errors import RecipeError
 from hf_merge.recipe import Recipe
@@ -36,8 +37,6 @@ def test_a_classifier_has_no_words() -> None:
 
 def test_a_dumped_recipe_is_read_as_the_same() -> None:
     recipe = recipe_of({"text": "text", "target": "answer", "template": "{text}\n\tNow:"})
-    import yaml
-
     assert Recipe.parse(yaml.safe_load(recipe.dump()), "its dump") == recipe
 
 
