@@ -1,6 +1,7 @@
 """Language models from recipe to answers, compared with plain transformers; and what is refused on the way."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,9 @@ from tests.tiny_speakers import (
     load_speaker,
     speaking_tokenizer,
 )
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def by_hand(run: TinyRun, member: Path, task: str) -> Any:
@@ -167,6 +171,24 @@ def test_evaluating_needs_the_words_of_the_member(speaking_run: Callable[[str], 
     (tmp_path / "other.yaml").write_text(json.dumps(document))
     with pytest.raises(InputError, match="words task 'animals' otherwise"):
         evaluate(run.folder, recipe=tmp_path / "other.yaml", progress=False)
+
+
+def test_the_example_runs(
+    speaking_run: Callable[[str], TinyRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = speaking_run("gpt2")
+    shutil.copytree(run.folder, tmp_path / "run")  # where the search has ended, the example goes on
+    main = runpy.run_path(str(EXAMPLES / "language_models.py"))["main"]
+    main(run.recipe_file, tmp_path / "run", ["cold snow sky near today"])
+    told = capsys.readouterr().out
+    assert run.front.points[-1].id in told
+    assert "animals\t" in told and "weather\tsnow near\tcold snow sky near today" in told
+
+
+def test_the_examples_recipe_is_one() -> None:
+    recipe = Recipe.load(EXAMPLES / "language" / "recipe.yaml")
+    assert require_one_kind(recipe) == "language"
+    assert [task.metric for task in recipe.tasks] == ["accuracy", "exact_match"]
 
 
 # What is refused
