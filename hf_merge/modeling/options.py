@@ -42,10 +42,9 @@ def _continued(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tupl
     """Returns the labels [sequences, positions] from the first that counts, and a decoder's logits for them."""
     first = int((labels != IGNORED).any(dim=0).nonzero()[0])
     keep = labels.shape[1] - first + 1
-    # The logits of the prompt are large and nobody needs them; some models can leave them out.
-    spared = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     given = {name: inputs[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
-    logits: Tensor = model(**given, use_cache=False, **spared).logits
+    # The logits of the prompt are large and nobody needs them; some models can leave them out.
+    logits: Tensor = model(**given, **_known(model, use_cache=False, logits_to_keep=keep)).logits
     return labels[:, first:], logits[:, -keep:][:, :-1]
 
 
@@ -60,6 +59,12 @@ def _decoded(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, options: 
         encoder_outputs=(states.repeat_interleave(options, dim=0),),
         attention_mask=inputs["attention_mask"].repeat_interleave(options, dim=0),
         decoder_input_ids=before,
-        use_cache=False,
+        **_known(model, use_cache=False),
     ).logits
     return logits
+
+
+def _known(model: Any, **settings: Any) -> dict[str, Any]:
+    """Returns the settings that a model's `forward` knows by name; they spare memory and change no result."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in settings.items() if name in known}

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 TEXT, PAIR = "text", "text_pair"
 DEFAULT_NEW_TOKENS = 32
-MOST_CHARACTERS, MOST_NEW_TOKENS = 1024, 4096
+MOST_ANSWERS, MOST_CHARACTERS, MOST_NEW_TOKENS = 1024, 1024, 4096
 _PLACE = re.compile(r"\{(text|text_pair)\}")
+# What `chains.json` may not hold: control characters but for ends of lines and tabs, and turns of direction.
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NAMED = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.\[\]!:]*)\}")
 
 
@@ -67,6 +69,9 @@ def find_fault(wording: Wording) -> str | None:
         return "must have either answers or max_new_tokens"
     if wording.max_new_tokens is not None and not 1 <= wording.max_new_tokens <= MOST_NEW_TOKENS:
         return f"has max_new_tokens {wording.max_new_tokens}, not 1 to {MOST_NEW_TOKENS}"
+    hidden = [text for text in (wording.template, *(wording.answers or ())) if _UNSHOWABLE.search(text)]
+    if hidden:
+        return f"has words with control characters in them: {hidden[0]!r:.80}"
     return _fault_of_template(wording.template) or _fault_of_answers(wording.answers)
 
 
@@ -85,8 +90,8 @@ def _fault_of_template(template: str) -> str | None:
 def _fault_of_answers(answers: tuple[str, ...] | None) -> str | None:
     if answers is None:
         return None
-    if len(answers) < 2:
-        return f"has {len(answers)} answer where there must be a choice of two or more"
+    if not 2 <= len(answers) <= MOST_ANSWERS:
+        return f"has {len(answers)} answers where there must be a choice of two or more, {MOST_ANSWERS} at most"
     for index, answer in enumerate(answers):
         if not answer.strip():
             return f"has a blank answer (number {index})"

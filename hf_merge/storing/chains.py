@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from hf_merge.errors import MalformedChainMap
-from hf_merge.recipe.wording import MOST_CHARACTERS, MOST_NEW_TOKENS, Wording, find_fault
+from hf_merge.recipe.wording import MOST_ANSWERS, MOST_CHARACTERS, MOST_NEW_TOKENS, Wording, find_fault
 from hf_merge.storing import chain_rules
 from hf_merge.storing.chain_entries import (
     FORMAT_VERSION,
@@ -211,7 +211,7 @@ def _wording(field: Field) -> Wording:
     answers, tokens = fields["answers"], fields["max_new_tokens"]
     wording = Wording(
         fields["template"].prose(MOST_CHARACTERS),
-        None if answers.value is None else tuple(item.prose(MOST_CHARACTERS) for item in answers.items(LIMITS.labels)),
+        None if answers.value is None else tuple(item.prose(MOST_CHARACTERS) for item in answers.items(MOST_ANSWERS)),
         None if tokens.value is None else tokens.integer(1, MOST_NEW_TOKENS),
     )
     fault = find_fault(wording)

@@ -47,6 +47,9 @@ def test_labels_are_the_options_without_white_space() -> None:
         (Wording("{text}", ("one", " \n"), None), "a blank answer (number 1)"),
         (Wording("{text}", ("one", "a" * 2000), None), "2000 characters"),
         (Wording("{text}", ("one", " one"), None), "'one' twice"),
+        (Wording("{text}", tuple(map(str, range(1025))), None), "has 1025 answers"),
+        (Wording("{text}\r", OPTIONS, None), "control characters in them"),
+        (Wording("{text}", ("one", "t\x1b[31mwo"), None), "control characters in them"),
     ],
 )
 def test_a_wording_that_cannot_be_used_is_told_apart(wording: Wording, fault: str) -> None:

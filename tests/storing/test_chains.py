@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_merge.errors import HfMergeError, LimitExceeded, MalformedChainMap, UnknownFormatVersion, UnsafeName
-from hf_merge.recipe.wording import Wording
+from hf_merge.recipe.wording import Wording, find_fault
 from hf_merge.storing import chains
 from hf_merge.storing.chains import (
     BaseRef,
@@ -25,6 +26,7 @@ from hf_merge.storing.chains import (
     ModelEntry,
     Settings,
 )
+from hf_merge.storing.json_fields import Field
 from hf_merge.storing.limits import LIMITS
 from tests.storing.chain_maps import SHARDS, document, drop, edited, put, sample, sample_bytes
 
@@ -375,7 +377,7 @@ def test_words_are_read_as_they_were_written(kind: str) -> None:
         ),
         (put("heads", "sst2", "template", value="{text.__class__}{text}"), "names {text.__class__}"),
         (put("heads", "sst2", "template", value=3), "heads.sst2.template: is the number 3, not a text"),
-        (put("heads", "sst2", "answers", value=[" a"]), "heads.sst2: has 1 answer"),
+        (put("heads", "sst2", "answers", value=[" a"]), "heads.sst2: has 1 answers where"),
         (put("heads", "sst2", "answers", value=[" a", "a"]), "has the answer 'a' twice"),
         (put("heads", "sst2", "answers", value=" a"), "heads.sst2.answers: is the text ' a', not an array"),
         (put("heads", "sst2", "answers", value=None), "heads.sst2: must have either answers or max_new_tokens"),
@@ -402,6 +404,19 @@ def test_words_that_break_a_rule_are_refused(edit: Any, message: str) -> None:
 def test_words_that_would_upset_a_terminal_are_refused(edit: Any, sign: str) -> None:
     with pytest.raises(UnsafeName, match=r"heads\.sst2\.(template|answers\[1\])"):
         chains.parse(spoken_bytes(edit(sign)))
+
+
+def test_whatever_a_recipe_may_say_can_be_written() -> None:
+    """Else a search would end in a member that cannot be built."""
+    for number in range(sys.maxunicode + 1):
+        wording = Wording("{text}" + chr(number), ("a", "b"), None)
+        field = Field(wording.template, "here")
+        try:
+            field.prose()
+        except UnsafeName:
+            assert find_fault(wording) is not None, hex(number)
+        else:
+            assert find_fault(wording) is None, hex(number)
 
 
 def test_words_have_limits() -> None:
