@@ -199,9 +199,8 @@ class FeatureModel:
         with BlameConfig(config):
             built = configuration(config, {})
             inner = getattr(built, "vision_config", built)
-            for name in ("num_hidden_layers", "encoder_layers"):
-                if layers is not None and hasattr(inner, name):
-                    setattr(inner, name, min(layers, getattr(inner, name)))
+            if layers is not None:
+                inner.num_hidden_layers = min(layers, inner.num_hidden_layers)
             whole = _empty(AutoModel, inner)
             # Of an encoder-decoder the encoder alone: what it reads is what there is to see.
             self._module = whole.get_encoder() if inner.is_encoder_decoder else whole

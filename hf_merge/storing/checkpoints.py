@@ -26,7 +26,7 @@ from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
+_EMBEDDING = re.compile(r"embed(?!_out)|(^|\.)(wte|wpe|shared|conv1|patch)")
 # What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
 _STRUCTURE = frozenset(
     {
