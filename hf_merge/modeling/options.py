@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -50,15 +49,13 @@ def _continued(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tupl
 
 def _decoded(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, options: int) -> Tensor:
     """Returns an encoder-decoder's logits [sequences, positions, words]; each prompt is encoded once."""
-    states = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
-    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    before = torch.cat([start, labels[:, :-1]], dim=1)
-    # What stands after an option's end is seen by nobody before it; any token will do.
-    before = before.masked_fill(before == IGNORED, model.config.decoder_start_token_id)
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(options, dim=0)
+    # What the decoder begins with is the model's own matter: for mBART it is the option's last token, a language.
     logits: Tensor = model(
-        encoder_outputs=(states.repeat_interleave(options, dim=0),),
+        encoder_outputs=encoded,
         attention_mask=inputs["attention_mask"].repeat_interleave(options, dim=0),
-        decoder_input_ids=before,
+        labels=labels,
         **_known(model, use_cache=False),
     ).logits
     return logits

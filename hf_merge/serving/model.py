@@ -265,11 +265,13 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
 
     def _tasks_of(self, inputs: Inputs, task: str | Sequence[str] | None, batch_size: int) -> Tensor:
         """Returns the task of each input, as given or as routed."""
+        if task is not None:
+            self._reader.require(inputs, batch_size)
+            return self._task_ids(task, len(inputs))
         task_ids = torch.empty(len(inputs), dtype=torch.int64)
         for positions, batches in self._reader.batches(inputs, batch_size):
-            if task is None:
-                task_ids[positions] = restore(batches, [self.route(**batch.inputs) for batch in batches])
-        return task_ids if task is None else self._task_ids(task, len(inputs))
+            task_ids[positions] = restore(batches, [self.route(**batch.inputs) for batch in batches])
+        return task_ids
 
     def _task_ids(self, task: str | Sequence[str], rows: int) -> Tensor:
         return task_numbers(task, rows, self.tasks, self.chain_map)

@@ -33,6 +33,21 @@ class InputReader:
         self._lock = Lock()  # a tokenizer holds how it cuts and pads from one call to the next
         self.tokens = SpecialTokens.of(self._tokenizer)
 
+    def require(self, inputs: Sequence[Any], batch_size: int) -> None:
+        """Refuses inputs of another kind than the model reads.
+
+        Raises:
+            InputError: As said, or `batch_size` is below 1.
+        """
+        _require_size(batch_size)
+        if isinstance(inputs, str) or _is_image(inputs):
+            raise InputError("Give a list of inputs, even for a single one.")
+        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
+        for index, item in enumerate(inputs):
+            fits = _is_image(item) if self._kind == "image" else _is_text(item)
+            if not fits:
+                raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
+
     def batches(self, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Batch]]]:
         """Yields positions and batches of the inputs of each shape: single texts (or images), and pairs of texts.
 
@@ -41,8 +56,7 @@ class InputReader:
         Raises:
             InputError: An input is of another kind than the model reads, or `batch_size` is below 1.
         """
-        _require_size(batch_size)
-        self._require_kind(inputs)
+        self.require(inputs, batch_size)
         pairs = [index for index, item in enumerate(inputs) if isinstance(item, tuple | list)]
         singles = sorted(set(range(len(inputs))) - set(pairs))
         if singles:
@@ -79,16 +93,6 @@ class InputReader:
             raise RuntimeError("A reader has either a tokenizer or a processor.")
         with self._lock:
             return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
-
-    def _require_kind(self, inputs: Sequence[Any]) -> None:
-        """Raises InputError unless every input is what the model reads."""
-        if isinstance(inputs, str) or _is_image(inputs):
-            raise InputError("Give a list of inputs, even for a single one.")
-        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
-        for index, item in enumerate(inputs):
-            fits = _is_image(item) if self._kind == "image" else _is_text(item)
-            if not fits:
-                raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
 
 
 def _require_size(batch_size: int) -> None:

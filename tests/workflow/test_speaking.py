@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, DatasetError, InputError, ModelMismatch, RecipeError
 from hf_merge.modeling.inputs import load_tokenizer
+from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import Recipe
+from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.storing.card_head import recorded_scores
 from hf_merge.storing.families import FineTuned
@@ -23,8 +26,8 @@ from hf_merge.workflow.evaluate import evaluate
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import report
-from hf_merge.workflow.speaking import reads, require_one_kind
-from tests.modeling.test_language import opened_speakers
+from hf_merge.workflow.speaking import asked_run, reads, require_one_kind
+from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
 from tests.tiny_speakers import (
@@ -192,6 +195,23 @@ def test_the_examples_recipe_is_one() -> None:
     recipe = Recipe.load(EXAMPLES / "language" / "recipe.yaml")
     assert require_one_kind(recipe) == "language"
     assert [task.metric for task in recipe.tasks] == ["accuracy", "exact_match"]
+
+
+def test_pairs_are_asked_as_the_template_says(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
+    family = tiny_speakers("llama")
+    asked = []
+    for pairs, template in ((None, "colour of {text}"), (("wall", "shade"), "colour of {text} {text_pair}")):
+        document = family.recipe()
+        document["tasks"][1]["data"] |= {"template": template} | ({} if pairs is None else {"text_pair": "text"})
+        spec = Recipe.parse(document, "a test").tasks[1]
+        texts = ("bright red", "pale blue") if pairs else ("bright red wall", "pale blue shade")
+        rows = Rows(texts, pairs, None, np.array([0, 2]))
+        kind: Any = family.kind
+        prompter = Prompter(load_tokenizer(family.base), kind, {}, batch_size=64)
+        with opened_speakers(family) as aligned:
+            run = asked_run(spec, speaker_model(family, aligned), rows, prompter)
+        asked.append(run.batches[0].inputs["input_ids"])
+    assert torch.equal(*asked)
 
 
 # What is refused
