@@ -54,7 +54,7 @@ class SpeakingFamily(TinyFamily):
         tasks = [
             {
                 "name": task.name,
-                "model": str(task.folder),
+                "adapter" if task.adapter else "model": str(task.folder),
                 "metric": task.metric,
                 "data": {
                     "path": "parquet",

@@ -1,6 +1,7 @@
 """Families of adapters from recipe to served model: every task as peft itself runs it, on one base in memory."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from hf_merge import MergeModel
@@ -21,9 +23,10 @@ from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import search
 from tests import tiny_models
-from tests.tiny_adapters import load_adapter, mixed
+from tests.tiny_adapters import load_adapter, mixed, speaking_adapters
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import ROUTER, SEARCH
+from tests.tiny_speakers import WRITING, SpeakingFamily, load_speaker
 
 
 Build = Callable[[str, str], TinyFamily]
@@ -168,3 +171,30 @@ def test_a_recipe_names_the_labels_that_an_adapter_does_not(tiny_adapters: Build
     document["tasks"][0]["labels"] = ["cat", "dog", "horse"]
     with pytest.raises(RecipeError, match=r"names the labels cat, dog, horse, and .* has 2 outputs"):
         search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("llama", "lora"), ("llama", "ia3"), ("t5", "ia3")])
+def test_adapters_of_language_models_speak_as_peft_has_them(
+    tiny_speakers: Callable[[str], SpeakingFamily], tmp_path: Path, layout: str, kind: str
+) -> None:
+    family = speaking_adapters(tiny_speakers(layout), kind, tmp_path / "adapters")
+    front, folder = run(family, tmp_path)
+    model = served(folder, front, "all-separate")
+    assert front.components[0] == "base"
+    assert ("encoder.attention" in front.components) == (layout == "t5")
+    prompts = ["the small cat sleeps", "a red wall today"]
+    for task in ("animals", WRITING):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's, of models newer than it
+            peft: Any = PeftModel.from_pretrained(load_speaker(family.kind, family.base), family.tasks[task].folder)
+            wanted: Any = peft.merge_and_unload()
+        made: Any = model.materialize(task)
+        state = made.state_dict()
+        assert state.keys() == wanted.state_dict().keys()
+        for name, tensor in wanted.state_dict().items():
+            torch.testing.assert_close(state[name], tensor, atol=1e-5, rtol=1e-4)
+    written = model.generate(prompts, task=WRITING, max_new_tokens=4)
+    assert [answer.task for answer in written] == [WRITING, WRITING]
+    assert len(model.predict(prompts, task="animals")) == 2
+    held = [model._recombiner.models[index].tensors() for index in range(len(family.tasks))]
+    assert len({tensors[next(name for name in tensors if "norm" in name)].data_ptr() for tensors in held}) == 1
