@@ -48,6 +48,7 @@ from tests.hub_server import HubServer  # noqa: E402
 from tests.tiny_adapters import build_adapters  # noqa: E402
 from tests.tiny_models import TinyFamily, build_family  # noqa: E402
 from tests.tiny_runs import TinyRun, build_run  # noqa: E402
+from tests.tiny_speakers import SpeakingFamily, build_speakers  # noqa: E402
 
 
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
@@ -107,3 +108,27 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def tiny_run(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Returns a search over the `bert` family with all its members: run once, not to be changed."""
     return build_run(tiny_family("bert"), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def tiny_speakers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SpeakingFamily]:
+    """Returns a function from a layout (`tests.tiny_speakers.SPEAKERS`) to its family: built once, left as it is."""
+
+    @cache
+    def build(layout: str) -> SpeakingFamily:
+        return build_speakers(layout, tmp_path_factory.mktemp(f"{layout}-speakers"))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def speaking_run(
+    tiny_speakers: Callable[[str], SpeakingFamily], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], TinyRun]:
+    """Returns a function from a layout to a search of four evaluations with its members: run once, left as it is."""
+
+    @cache
+    def run(layout: str) -> TinyRun:
+        return build_run(tiny_speakers(layout), tmp_path_factory.mktemp(f"{layout}-run"), evaluations=4)
+
+    return run

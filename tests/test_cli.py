@@ -108,6 +108,18 @@ def test_how_a_search_went_is_drawn_without_members_and_without_rows(tiny_run: T
     refuse(run("report", tmp_path, "--search"), "has not ended", "--resume")
 
 
+def test_language_models_choose_and_write(speaking_run: Callable[[str], TinyRun], tiny_run: TinyRun) -> None:
+    folder = speaking_run("llama").folder
+    (cat,) = document(run("predict", folder, "--json", "the small old cat"))
+    assert (cat["task"], cat["label"]) == ("animals", "cat")
+    words = ["predict", folder, "--generate", "--max-new-tokens", 4]
+    (snow,) = document(run(*words, "--json", "today tomorrow cold snow sky"))
+    assert snow == {"input": "today tomorrow cold snow sky", "task": "weather", "text": "snow near"}
+    assert run(*words, "cold snow sky", "--task", "weather").stdout == "weather\tsnow near\tcold snow sky\n"
+    refuse(run("predict", folder, "today cold snow sky"), "answers in words of its own", "generate")
+    refuse(run("predict", tiny_run.folder, "--generate", "the cat"), "classifies and writes nothing")
+
+
 def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:
     texts = ["the small cat sleeps", "bright red wall", "about two metres"]
     answers = document(run("predict", tiny_run.folder, "--json", *texts))

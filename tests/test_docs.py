@@ -215,7 +215,18 @@ def test_the_example_of_a_chain_map_is_one_and_every_key_is_explained() -> None:
         "heads.<task>.": chain_map.heads["sst2"],
         "files.<name>.": chain_map.files["config.json"],
     }
-    assert explained == {prefix + key for prefix, entry in entries.items() for key in keys_of(entry)}
+    keys = {prefix + key for prefix, entry in entries.items() for key in keys_of(entry)}
+    assert explained == keys - {"wordings"}, "which stand under heads in JSON"
+
+
+def test_the_example_of_words_is_taken_where_heads_stand() -> None:
+    read = json.loads(json_example("chains.json"))
+    words = json.loads(re.findall(r"^```json\n(.*?)^```$", section("chains.json"), re.DOTALL | re.MULTILINE)[1])
+    heads = dict(zip(read["chains"], words.values(), strict=True))
+    read |= {"model": {"type": "causal", "max_length": 256}, "heads": heads}
+    chain_map = chains.parse(json.dumps(read).encode())
+    assert [wording.paired for wording in chain_map.wordings.values()] == [False, True]
+    assert chain_map.heads == {}
 
 
 def test_the_example_of_a_front_is_one_and_every_key_is_explained() -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from tests import tiny_models
 from tests.tiny_models import LABELS, ROWS, TinyFamily, TinyTask
+from tests.tiny_speakers import SpeakingFamily, load_speaker
 
 
 _HEADS = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
@@ -108,3 +109,27 @@ def _peft_unwarned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
+
+
+def speaking_adapters(speakers: SpeakingFamily, kind: str, folder: Path) -> SpeakingFamily:
+    """Returns a family of language models whose tasks are random adapters of the base, saved into `folder`."""
+    targets = {"llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]), "t5": (["k", "v", "wo"], ["wo"])}
+    names, inputs = targets[speakers.layout]
+    settings: Any = (
+        IA3Config(target_modules=names, feedforward_modules=inputs)
+        if kind == "ia3"
+        else LoraConfig(target_modules=names, r=3, lora_alpha=6, lora_dropout=0.0)
+    )
+    tasks = {}
+    with torch.random.fork_rng():
+        for seed, (name, task) in enumerate(speakers.tasks.items()):
+            torch.manual_seed(seed)
+            with _peft_unwarned():
+                model: Any = get_peft_model(load_speaker(speakers.kind, speakers.base), settings)
+            with torch.no_grad():
+                for path, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(("ia3_l" in path) + 0.3 * torch.randn(parameter.shape))
+            model.save_pretrained(folder / name)
+            tasks[name] = replace(task, folder=folder / name, adapter=True)
+    return replace(speakers, tasks=tasks)

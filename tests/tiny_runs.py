@@ -39,9 +39,9 @@ class TinyRun:
     members: tuple[Path, ...]
 
 
-def build_run(family: TinyFamily, folder: Path) -> TinyRun:
-    """Returns a search with its members in `folder`."""
-    document = family.recipe(search=SEARCH, router=ROUTER)
+def build_run(family: TinyFamily, folder: Path, **changes: Any) -> TinyRun:
+    """Returns a search, its settings changed, with its members in `folder`."""
+    document = family.recipe(search=SEARCH | changes, router=ROUTER)
     recipe_file = write_recipe(folder / "recipe.yaml", document)
     recipe = Recipe.load(recipe_file)
     front = search(recipe, folder / "run", progress=False)

@@ -211,6 +211,10 @@ def predict(
     budget: Budget = None,
     revision: Revision = None,
     task: Annotated[str | None, typer.Option("--task", help="Skip routing.")] = None,
+    write: Annotated[bool, typer.Option("--generate", help="Have a language model write instead of choose.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="With --generate: the most tokens to write.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -219,14 +223,17 @@ def predict(
 
     from hf_merge.serving.model import MergeModel
     from hf_merge.workflow.show import read_inputs
-    from hf_merge.workflow.tables import predictions_table
+    from hf_merge.workflow.tables import generations_table, predictions_table
 
     model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
-    answers = model.predict(read_inputs(model, inputs), task=task)
-    if as_json:
-        _print([{"input": given, **asdict(answer)} for given, answer in zip(inputs, answers, strict=True)])
+    read = read_inputs(model, inputs)
+    if write:
+        texts = model.generate(read, task=task, max_new_tokens=max_new_tokens)
+        documents, table = [asdict(answer) for answer in texts], generations_table(inputs, texts)
     else:
-        _print(predictions_table(inputs, answers))
+        answers = model.predict(read, task=task)
+        documents, table = [asdict(answer) for answer in answers], predictions_table(inputs, answers)
+    _print([{"input": given, **shown} for given, shown in zip(inputs, documents, strict=True)] if as_json else table)
 
 
 @app.command("eval")

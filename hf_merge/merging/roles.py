@@ -70,7 +70,7 @@ _OUT = re.compile(r"^(out|output)(_proj|_projection|_linear)?$")
 _OWN = 3
 _HEADS = re.compile(
     r"(^|_)(?<!multi_)heads?\d*(_|$)|classifiers?$|^scores?$|^qa_outputs$|^cls$|predictions?$|^predict_|_pred$|"
-    r"^logits|_logits$|^unembed$|^vocab_|^embed_out$|(bbox|box|class)_(embed|predictor)$|^output_(layer|projection)$|"
+    r"^logits|_logits(_bias)?$|^unembed$|^vocab_|^embed_out$|(bbox|box|class)_(embed|predictor)$|^output_(layer|projection)$|"
     r"seq_relationship"
 )
 _NECKS = re.compile(r"fpn|(^|_)pan(_|$)|(^|_)neck$")

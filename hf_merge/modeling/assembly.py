@@ -6,7 +6,6 @@ costs no copy. Tensors are named as on disk.
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -14,19 +13,25 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 
-from hf_merge.errors import CheckpointDamaged, ModelMismatch, UnsupportedArchitecture, some
+from hf_merge.errors import ModelMismatch, UnsupportedArchitecture, some
 from hf_merge.merging.components import Shape
 from hf_merge.modeling.adapters import attach, fold
+from hf_merge.modeling.heads import Head
+from hf_merge.modeling.options import option_scores
 from hf_merge.modeling.skeletons import (
     BlameConfig,
     configuration,
@@ -45,59 +50,21 @@ __all__ = [
     "used_names",
 ]  # fmt: skip
 
-Kind = Literal["text", "image"]
+Kind = Literal["text", "image", "causal", "seq2seq"]
 TransformersModel: TypeAlias = PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
-_CLASSES = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
 # While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
 _BUILDING = Lock()
-_KNOWN = {"text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a task's head answers.
-
-    Attributes:
-        num_labels: The width of its logits; 1 is a regression.
-        labels: The label names in order, or None where nobody named them.
-        problem_type: `single_label_classification`, `multi_label_classification` or `regression`, as in transformers;
-            None where nobody said.
-    """
-
-    num_labels: int
-    labels: tuple[str, ...] | None = None
-    problem_type: str | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Head":
-        """Returns the head that a fine-tuned checkpoint's configuration declares; two labels where it says nothing.
-
-        Raises:
-            CheckpointDamaged: `id2label` does not name the labels from 0 on, or `num_labels` is no number of labels.
-        """
-        names, problem = config.get("id2label"), config.get("problem_type")
-        if names is None:
-            width = config.get("num_labels", 2)
-            if not isinstance(width, int) or width < 1:
-                raise CheckpointDamaged(f"config.json: num_labels is {width!r:.80}; a head has one label or more.")
-            return cls(width, None, problem)
-        ordered = {str(key): str(name) for key, name in names.items()} if isinstance(names, Mapping) else {}
-        keys = [str(index) for index in range(len(ordered))]
-        if not keys or set(keys) != set(ordered):
-            raise CheckpointDamaged(
-                f"config.json: id2label is {names!r:.80}; it must name the labels 0, 1, 2 and so on."
-            )
-        labels = tuple(ordered[key] for key in keys)
-        return cls(len(labels), None if labels == _unnamed(len(labels)) else labels, problem)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the keys of a configuration that say the same."""
-        names = dict(enumerate(self.labels or _unnamed(self.num_labels)))
-        settings = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-        return settings if self.problem_type is None else settings | {"problem_type": self.problem_type}
+_COLUMNS: tuple[Kind, Kind] = ("text", "image")
+# Of each kind the loader, the model types it knows, and what messages call them.
+_CLASSES: Mapping[Kind, tuple[Any, Any, str]] = {
+    "text": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "text classification"),
+    "image": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "image classification"),
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "causal language"),
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "sequence-to-sequence language"),
+}
 
 
 class TaskModel:
@@ -124,7 +91,7 @@ class TaskModel:
 
         Args:
             config: The base's `config.json`.
-            kind: Whether the task reads text or images.
+            kind: What the task reads, and how it answers.
             head: What the head answers.
             pad_token_id: Set where the configuration has none, as decoders with a classification head need it.
             adapter: The shapes of an adapter's tensors, named after the base's weights on disk that they act on.
@@ -139,12 +106,13 @@ class TaskModel:
             _require_class(built, kind)
             if pad_token_id is not None and getattr(built, "pad_token_id", None) is None:
                 built.pad_token_id = pad_token_id
-            self.module = _empty(_CLASSES[kind], built)
+            self.module = _empty(_CLASSES[kind][0], built)
             self.slots = slots(self.module)
         self._fusions = fusions(self.slots)
         self._trunk, self._prefixes = trunk_of(self.slots), prefixes_of(self.slots)
         self._backbone: set[str] = set()
         self._head_modules: set[nn.Module] = set()
+        self._asks = head.wording is not None
         self.num_labels = head.num_labels
         self.has_adapter = bool(adapter)
         if adapter:
@@ -238,8 +206,10 @@ class TaskModel:
 
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the logits [batch, num_labels] for a batch of model inputs."""
+        """Returns the logits [batch, num_labels] for a batch of model inputs; a language model's score its options."""
         self.settle()
+        if self._asks:
+            return option_scores(self.module, inputs)
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits
 
@@ -279,13 +249,12 @@ def require_kind(config: Mapping[str, Any], kind: Kind) -> None:
 
 
 def _require_class(built: Any, kind: Kind) -> None:
-    if type(built) in _KNOWN[kind]:
+    _, known, title = _CLASSES[kind]
+    if type(built) in known:
         return
-    other = next((other for other, known in _KNOWN.items() if type(built) in known), None)
-    hint = f" It has one for {other}s: name the '{other}' column of every task's data." if other else ""
-    raise UnsupportedArchitecture(
-        f"transformers has no {kind} classification model for the model type '{built.model_type}'.{hint}"
-    )
+    others = [other for other in _COLUMNS if kind in _COLUMNS and type(built) in _CLASSES[other][1]]
+    hint = f" It has one for {others[0]}s: name the '{others[0]}' column of every task's data." if others else ""
+    raise UnsupportedArchitecture(f"transformers has no {title} model for the model type '{built.model_type}'.{hint}")
 
 
 def skeleton_of(built: PreTrainedConfig) -> TransformersModel:
@@ -306,7 +275,3 @@ def _empty(loader: Any, built: Any) -> TransformersModel:
     model.tie_weights()
     model.eval()
     return model
-
-
-def _unnamed(count: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(count))

@@ -159,7 +159,7 @@ class FeatureExtractor:
     @torch.inference_mode()
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the mean hidden state over each row's real positions: [batch, width] float32, on the processor."""
-        moved = {name: value.to(self._device) for name, value in inputs.items()}
+        moved = {name: value.to(self._device) for name, value in padded_behind(inputs).items()}
         states = self._model.hidden_states(moved)
         if states.ndim == 4:
             return states.mean(dim=(2, 3)).cpu()
@@ -168,6 +168,19 @@ class FeatureExtractor:
             return states.mean(dim=1).cpu()
         weights = mask.to(states.dtype).unsqueeze(-1)
         return ((states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).cpu()
+
+
+def padded_behind(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a batch with its padding on the right, where absolute positions count from the first real token.
+
+    Args:
+        inputs: The model's inputs; where there is a mask [batch, length], everything of its shape moves with it.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2 or bool((mask[:, 1:] <= mask[:, :-1]).all()):
+        return dict(inputs)
+    order = mask.eq(0).to(torch.int8).argsort(dim=1, stable=True)
+    return {name: value.gather(1, order) if value.shape == mask.shape else value for name, value in inputs.items()}
 
 
 def base_names(stored: Sequence[str]) -> list[str]:

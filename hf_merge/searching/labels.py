@@ -16,6 +16,7 @@ def encode_labels(
     num_labels: int,
     label_names: Sequence[str] | None,
     place: str,
+    worded: bool = False,
 ) -> NDArray[Any]:
     """Returns one label per row: int64 class indices, or float32 numbers where `num_labels` is 1.
 
@@ -26,6 +27,7 @@ def encode_labels(
         num_labels: Outputs of the checkpoint's head.
         label_names: What the checkpoint calls the classes, or None.
         place: Task, split and column, for messages.
+        worded: Whether the labels are the answers that the recipe names, for messages.
 
     Raises:
         DatasetError: A value is no label of this checkpoint; the message shows it, its row, and what is needed.
@@ -35,7 +37,7 @@ def encode_labels(
     if class_names is not None and label_names is not None:
         _check_order(class_names, label_names, place)
     if isinstance(values[0], str):
-        return _looked_up(values, label_names, place)
+        return _looked_up(values, label_names, place, "the answers" if worded else "the checkpoint's labels")
     if values.dtype.kind not in "iu":
         raise DatasetError(
             f"{place}: the labels are {values.dtype} (row 0: {_shown(values[0])}), but classification needs integers "
@@ -47,9 +49,11 @@ def encode_labels(
         remedy = "Use the data this checkpoint was fine-tuned for, or remove the row."
         if values[row] == -1:
             remedy = "A label of -1 usually marks a split without labels: name another under data.splits."
+        source = f"the checkpoint's head has num_labels {num_labels}"
+        if worded:
+            source = f"data.answers names {num_labels}, {', '.join(label_names or ())}"
         raise DatasetError(
-            f"{place}: label {values[row]} in row {row} is outside 0 to {num_labels - 1}: the checkpoint's head has "
-            f"num_labels {num_labels}. {remedy}"
+            f"{place}: label {values[row]} in row {row} is outside 0 to {num_labels - 1}: {source}. {remedy}"
         )
     return values.astype(np.int64)
 
@@ -69,7 +73,7 @@ def _numbers(values: NDArray[Any], place: str) -> NDArray[np.float32]:
     return numbers
 
 
-def _looked_up(values: NDArray[Any], label_names: Sequence[str] | None, place: str) -> NDArray[np.int64]:
+def _looked_up(values: NDArray[Any], label_names: Sequence[str] | None, place: str, owner: str) -> NDArray[np.int64]:
     """Returns the indices of label texts in `label_names`."""
     if label_names is None:
         raise DatasetError(
@@ -83,7 +87,7 @@ def _looked_up(values: NDArray[Any], label_names: Sequence[str] | None, place: s
         row = next((row for row in unknown if not _is_number(values[row])), unknown[0])
         raise DatasetError(
             f"{place}: label {_shown(values[row])} in row {row} (and {len(unknown)} of {len(values)} in all) is none "
-            f"of the checkpoint's labels: {', '.join(label_names)}. Store class indices, or these names."
+            f"of {owner}: {', '.join(label_names)}. Store class indices, or these names."
         )
     return np.array([index[value] for value in values], dtype=np.int64)
 

@@ -119,6 +119,11 @@ def _f1(predictions: NDArray[Any], references: NDArray[Any]) -> float:
     return float(f1_score(references, predictions, labels=positive, average="macro", zero_division=0.0))
 
 
+def _exact_match(predictions: NDArray[Any], references: NDArray[Any]) -> float:
+    """The share of rows whose written text was the target: predicted 1 where it was, which every reference is."""
+    return _accuracy(predictions, references)
+
+
 def _pearson_spearman(predictions: NDArray[Any], references: NDArray[Any]) -> float:
     """The mean of the Pearson and the Spearman correlation; 0.0 where either side is constant or not finite."""
     from scipy.stats import pearsonr, spearmanr
@@ -134,6 +139,7 @@ _FORMULAS: Mapping[str, _Formula] = {
     "matthews": _matthews,
     "f1": _f1,
     "pearson_spearman": _pearson_spearman,
+    "exact_match": _exact_match,
 }
 
 

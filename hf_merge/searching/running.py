@@ -4,7 +4,7 @@ One model is assembled at a time: the experts of the present chain stay, and onl
 decoded anew. A pass that begins at a block needs no experts for the blocks before it.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import astuple, dataclass, field
 from operator import add, sub
 
@@ -31,6 +31,8 @@ class TaskRun:
         batches: Its rows as model inputs.
         labels: What the rows should give, [rows].
         metric: The metric's name.
+        judge: Of a task that writes: has the model write for a batch, and returns which targets it met,
+            [batch, 2] float32 with the larger number at 1 where it did. None where the model's logits say all.
     """
 
     name: str
@@ -38,6 +40,12 @@ class TaskRun:
     batches: Sequence[Batch]
     labels: NDArray[np.generic]
     metric: str
+    judge: Callable[[TaskModel, Batch], Tensor] | None = None
+
+    def answers(self) -> Tensor:
+        """Returns the logits [rows, labels] float32 of whole passes, in the rows' order."""
+        ask = self.judge or (lambda model, batch: model.logits(batch.inputs).float())
+        return restore(self.batches, [ask(self.model, batch) for batch in self.batches])
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ class ChainRunner:
             NonFiniteWeights: The base or a member holds NaN or infinity.
         """
         try:
-            if not self.states.limit_bytes:
+            # What is written passes the blocks once for each token, so that no state stands for a whole pass.
+            if not self.states.limit_bytes or run.judge is not None:
                 self._assemble(run, chain, range(len(chain)))
                 run.model.require_complete()
-                return restore(run.batches, [run.model.logits(batch.inputs).float() for batch in run.batches]), Reuse()
+                return run.answers(), Reuse()
             return self._resumed(run, chain, self._passes.get(run.name) or self._watched(run, chain))
         finally:
             run.model.clear()

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import DecompressionBombError, Image
 
-from hf_merge.errors import DatasetError, HubError, RecipeError, nearest
+from hf_merge.errors import DatasetError, HubError, RecipeError
 from hf_merge.modeling.inputs import as_rgb
 from hf_merge.recipe import TaskSpec
+from hf_merge.searching.columns import read_answers, refuse_missing, refuse_other_than_text
 from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
-from hf_merge.searching.labels import encode_labels
 from hf_merge.searching.metrics import is_regression_metric
 from hf_merge.searching.splits import BUILDERS, check_source, splits_by_role
 from hf_merge.storing import disk
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import datasets
 
 _log = logging.getLogger(__name__)
-_TEXT_TYPES = ("string", "large_string", "string_view")
 _BYTES_TYPES = ("binary", "large_binary")
 _UNDEFINED_FOR_ONE_LABEL = ("matthews", "pearson_spearman")
 
@@ -43,13 +42,16 @@ class Rows:
         texts: The texts, or None for an image task.
         pairs: The second texts, or None where the task has none.
         images: The images as they were stored, or None for a text task.
-        labels: [rows] int64 class indices, or float32 numbers for a regression; read-only.
+        labels: [rows] int64 class indices, or float32 numbers for a regression; read-only. For a task that is to
+            write `targets` all are 1: the target was met.
+        targets: What is to be written, or None for a task that chooses among labels.
     """
 
     texts: tuple[str, ...] | None
     pairs: tuple[str, ...] | None
     images: tuple[Image, ...] | None
     labels: NDArray[Any]
+    targets: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,7 +98,7 @@ def load_task(
         validation_rows: At most so many search rows.
         router_rows: At most so many router rows.
         seed: Fixes which rows are drawn.
-        num_labels: Outputs of the task's head; 1 is a regression.
+        num_labels: Outputs of the task's head; 1 is a regression, 0 a task that writes.
         label_names: The head's label names in order of their index, or None where it has none.
 
     Raises:
@@ -131,6 +133,7 @@ class _Source:
     columns: tuple[str, ...]
     is_image: bool
     labels: NDArray[Any]
+    targets: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,26 +143,20 @@ class _Source:
         cls, spec: TaskSpec, split: str, data: "datasets.Dataset", head: tuple[int, tuple[str, ...] | None]
     ) -> Self:
         """Returns the split after checking everything but the pixels."""
-        place, label = f"Task '{spec.name}', split '{split}'", spec.data.label
+        place = f"Task '{spec.name}', split '{split}'"
         if not len(data):
             raise DatasetError(f"{place}: it has no rows. Give at least one.")
         named = (spec.data.text, spec.data.text_pair, spec.data.image)
         columns = tuple(column for column in named if column is not None)
-        for column in (*columns, label):
-            _refuse_missing(data, column, place)
+        for column in columns:
+            refuse_missing(data, column, place)
         is_image = spec.data.image is not None
         if is_image:
             data = _with_images(data, columns[0], place)
         else:
-            _refuse_other_than_text(data, columns, place)
-        labels = encode_labels(
-            data.data.column(label).to_numpy(),
-            getattr(data.features[label], "names", None),
-            num_labels=head[0],
-            label_names=head[1],
-            place=f"{place}, column '{label}'",
-        )
-        return cls(place, data.select_columns(list(columns)), columns, is_image, labels)
+            refuse_other_than_text(data, columns, place)
+        labels, targets = read_answers(spec.data, data, head, place)
+        return cls(place, data.select_columns(list(columns)), columns, is_image, labels, targets)
 
     def draw(self, order: NDArray[np.int64], limit: int, *others: Draw[_Content]) -> Draw[_Content]:
         """Returns the first `limit` rows in `order` that share no content with the others."""
@@ -173,7 +170,8 @@ class _Source:
         labels.setflags(write=False)
         if self.is_image:
             return Rows(None, None, columns[0], labels)
-        return Rows(columns[0], columns[1] if len(columns) > 1 else None, None, labels)
+        targets = None if self.targets is None else tuple(self.targets[row] for row in drawn.items)
+        return Rows(columns[0], columns[1] if len(columns) > 1 else None, None, labels, targets)
 
     def _read(self, rows: NDArray[np.int64]) -> list[tuple[Hashable, _Content]]:
         if self.is_image:
@@ -259,27 +257,6 @@ def _without_progress_bars() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
-
-
-def _refuse_missing(data: "datasets.Dataset", column: str, place: str) -> None:
-    """Refuses a column that is not there, or has no value in some row."""
-    if column not in data.column_names:
-        raise DatasetError(f"{place}: there is no column '{column}'.{nearest(column, data.column_names)}")
-    values = data.data.column(column)
-    if values.null_count:
-        row = int(np.argmax(values.is_null().to_numpy()))
-        raise DatasetError(
-            f"{place}: {values.null_count} of {len(values)} rows have nothing in column '{column}', the first is row "
-            f"{row}. Remove them."
-        )
-
-
-def _refuse_other_than_text(data: "datasets.Dataset", columns: tuple[str, ...], place: str) -> None:
-    """Refuses columns that do not hold strings."""
-    for column in columns:
-        kind = getattr(data.features[column], "dtype", "a nested type")
-        if kind not in _TEXT_TYPES:
-            raise DatasetError(f"{place}: column '{column}' holds {kind}, not texts. Name a column of strings.")
 
 
 def _with_images(data: "datasets.Dataset", column: str, place: str) -> "datasets.Dataset":

@@ -21,13 +21,27 @@ class MergeOutput:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What a language model wrote for one input.
+
+    Attributes:
+        task: The task that answered.
+        text: What it wrote, without special tokens and without the prompt.
+    """
+
+    task: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One input's answer.
 
     Attributes:
         task: The task that answered.
         label: The label's name, its number as text where labels have no names, or None for a regression.
-        score: The label's probability, or the value of a regression.
+        score: The label's probability, or the value of a regression. A language model's probabilities are those of
+            its options' mean log-likelihoods, which sum to 1 over the options.
     """
 
     task: str

@@ -18,10 +18,11 @@ from hf_merge.merging.components import Shape
 from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.features import FeatureExtractor
+from hf_merge.modeling.language import SpecialTokens, task_model
 from hf_merge.serving.recombine import Recombiner
 from hf_merge.serving.router import Router
 from hf_merge.serving.router_file import load_router
-from hf_merge.storing.chain_entries import CONFIG_FILE
+from hf_merge.storing.chain_entries import CONFIG_FILE, ChainMap
 from hf_merge.storing.checkpoints import trunk_of
 from hf_merge.storing.library import Member
 from hf_merge.storing.limits import LIMITS
@@ -29,15 +30,17 @@ from hf_merge.storing.strict_json import read_json
 
 
 _HASHERS = 2
+_KINDS: Mapping[str, Kind] = {"text": "text", "image": "image", "causal": "causal", "seq2seq": "seq2seq"}
 
 
 class Assembler:
     """Puts together what the tasks of a member need.
 
     Attributes:
-        kind: Whether the tasks read text or images.
+        kind: What the tasks read, and how they answer.
         heads: What each task's head answers, by task.
-        pad_token_id: What texts are padded with, for models whose configuration does not say; None for images.
+        tokens: What texts are padded and end with, for models whose configuration does not say.
+        config: The base's configuration.
     """
 
     def __init__(self, member: Member, device: torch.device, dtype: torch.dtype) -> None:
@@ -49,20 +52,18 @@ class Assembler:
             CheckpointDamaged: The configuration describes no model.
         """
         chain_map = member.chain_map
-        if not chain_map.heads:
-            raise MalformedChainMap(f"{member.source}: no task has a head, and this release serves classifiers only.")
+        if not (chain_map.heads or chain_map.wordings):
+            raise MalformedChainMap(f"{member.source}: no task has a head, so nothing says what it answers.")
         self._member, self._device, self._dtype = member, device, dtype
         for name in member.files:
             if not _holds_weights(name):
                 member.check(name)
-        self._config = _read_config(member)
-        self._trunk = trunk_of([name for component in chain_map.components for name in component.tensors])
-        self.kind: Kind = "image" if chain_map.model.type == "image" else "text"
-        entries = {task: chain_map.heads[task] for task in member.tasks}
-        self.heads = {
-            task: Head(entry.num_labels, entry.labels, entry.problem_type) for task, entry in entries.items()
-        }
-        self.pad_token_id: int | None = None
+        self.config = _read_config(member)
+        self._names = [name for component in chain_map.components for name in component.tensors]
+        self._trunk = trunk_of(self._names)
+        self.kind: Kind = _KINDS[chain_map.model.type]
+        self.heads = {task: _head(chain_map, task) for task in member.tasks}
+        self.tokens = SpecialTokens()
 
     @cached_property
     def _adapter(self) -> dict[str, Shape]:
@@ -97,7 +98,7 @@ class Assembler:
         """
         member = self._member
         chains = [member.chain_map.chains[task] for task in member.tasks]
-        return Recombiner(_TaskModels(self), chains, max(head.num_labels for head in self.heads.values()))
+        return Recombiner(_TaskModels(self), chains, self.width)
 
     def task_model(self, task: str, decoded: dict[str, dict[str, Tensor]]) -> TaskModel:
         """Returns a task's model, head and backbone set.
@@ -122,6 +123,11 @@ class Assembler:
         return model
 
     @property
+    def width(self) -> int:
+        """The labels of the widest head, 1 at least."""
+        return max(1, *(head.num_labels for head in self.heads.values()))
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in the order of the models."""
         return self._member.tasks
@@ -133,14 +139,8 @@ class Assembler:
             UnsupportedArchitecture: transformers has no such model.
             CheckpointDamaged: The configuration describes no model.
         """
-        return TaskModel(
-            self._config,
-            self.kind,
-            self.heads[task],
-            pad_token_id=self.pad_token_id,
-            adapter=self._adapter,
-            trunk=self._trunk,
-        )
+        names, adapter = self._names, self._adapter
+        return task_model(self.config, self.kind, self.heads[task], self.tokens, names, self._trunk, adapter)
 
     def router(self) -> tuple[Router, FeatureExtractor] | None:
         """Returns the router and its eyes, or None where the member has none or its tasks need none.
@@ -151,7 +151,7 @@ class Assembler:
         tensors = self._member.router()
         if tensors is None:
             return None
-        router, eyes = load_router(tensors, self._config, self._trunk, device=self._device)
+        router, eyes = load_router(tensors, self.config, self._trunk, device=self._device)
         known = len(self._member.chain_map.tasks)
         if router.tasks != known:
             raise MalformedChainMap(
@@ -192,6 +192,13 @@ class _TaskModels(Sequence[TaskModel]):
             if index not in self._models:
                 self._models[index] = self._assembler.task_model(self._assembler.tasks[index], self._decoded)
             return self._models[index]
+
+
+def _head(chain_map: ChainMap, task: str) -> Head:
+    if task in chain_map.wordings:
+        return Head.worded(chain_map.wordings[task])
+    entry = chain_map.heads[task]
+    return Head(entry.num_labels, entry.labels, entry.problem_type)
 
 
 def _holds_weights(name: str) -> bool:

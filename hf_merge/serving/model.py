@@ -3,31 +3,31 @@
 Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from hf_merge.errors import DigestMismatch, HubError, InputError, nearest
+from hf_merge.errors import InputError, some
 from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
-from hf_merge.serving.answers import MergeOutput, Prediction
+from hf_merge.serving.answers import Generation, MergeOutput, Prediction
+from hf_merge.serving.asking import count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
+from hf_merge.serving.saving import SavedMember
 from hf_merge.serving.selection import open_member
+from hf_merge.serving.speaking import Speaker
 from hf_merge.storing import hub
-from hf_merge.storing.chains import dump, parse
-from hf_merge.storing.copying import copy_member, whole_files
-from hf_merge.storing.library import MAP_FILE, Member
+from hf_merge.storing.library import Member
 
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MergeModel", "MergeOutput", "Prediction"]
+__all__ = ["Generation", "MergeModel", "MergeOutput", "Prediction"]
 
 Inputs: TypeAlias = "Sequence[str | tuple[str, str]] | Sequence[Image]"
 
@@ -35,7 +35,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _BATCH_SIZE = 32
 
 
-class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merge"]):
+class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"]):
     """A merged model: routes inputs to tasks, runs each task's chain of experts, and answers with the task's head.
 
     Every file is compared with its digest when the model is loaded; a task's experts are decoded when the task is
@@ -60,8 +60,11 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         self._parts = Assembler(member, self.device, self.dtype)
         with self._parts.checking():
             self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
-        self._parts.pad_token_id = self._reader.pad_token_id
+        self._parts.tokens = self._reader.tokens
         self._recombiner = self._parts.recombiner()
+        self._speaker: Speaker | None = None
+        if self.chain_map.wordings:
+            self._speaker = Speaker(self._parts, self._reader, self._recombiner, self.chain_map.chains, self.device)
         self._routing = self._parts.router()
 
     @classmethod
@@ -115,9 +118,12 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             inputs: The model's inputs, as its tokenizer or processor gives them, each [batch, ...].
 
         Raises:
-            InputError: The batch is empty, a task is unknown, or there is no router.
+            InputError: The batch is empty, a task is unknown, there is no router, or the model is a language model,
+                which is asked with `predict`, `outputs` and `generate`.
         """
-        rows = _count_rows(inputs)
+        if self._speaker is not None:
+            raise InputError("A language model's tasks word their prompts: give texts to predict or generate.")
+        rows = count_rows(inputs)
         task_ids = self.route(**inputs) if task is None else self._task_ids(task, rows)
         moved = {name: value.to(self.device) for name, value in inputs.items()}
         return MergeOutput(self._recombiner.logits(moved, task_ids), task_ids)
@@ -131,7 +137,7 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         Raises:
             InputError: The batch is empty, or there is no router.
         """
-        rows = _count_rows(inputs)
+        rows = count_rows(inputs)
         if len(self.tasks) == 1:
             return torch.zeros(rows, dtype=torch.int64)
         if self._routing is None:
@@ -145,15 +151,21 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
     ) -> list[Prediction]:
         """Returns one answer per input, in order.
 
+        A language model is asked in the words of the input's task, and answers with one of the task's options.
+
         Args:
             inputs: Texts, pairs of texts (both kinds may be mixed), or images.
             task: The task of all inputs, or of each; None routes every input.
             batch_size: Inputs per batch.
 
         Raises:
-            InputError: An input is of another kind than the model reads, or a task is unknown.
+            InputError: An input is of another kind than the model reads, a task is unknown, or answers in words of
+                its own: ask it with `generate`.
         """
         output = self.outputs(inputs, task=task, batch_size=batch_size)
+        wordless = [name for name in self.tasks if not self.heads[name].num_labels]
+        if wordless and any(self.tasks[index] in wordless for index in output.task_ids.tolist()):
+            raise InputError(f"{some(wordless)} answers in words of its own, without options: use generate.")
         answers = zip(output.logits, output.task_ids.tolist(), strict=True)
         return [Prediction.of(self.tasks[index], self.heads[self.tasks[index]], logits) for logits, index in answers]
 
@@ -162,10 +174,14 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
     ) -> MergeOutput:
         """Returns logits [inputs, widest head] float32 and tasks of any number of inputs, in order, on the processor.
 
-        Arguments and errors are those of `predict`.
+        A language model's logits are the scores of its options; -inf all over where a task has none. Arguments and
+        errors are those of `predict`.
         """
+        if self._speaker is not None:
+            task_ids = self._tasks_of(inputs, task, batch_size)
+            return MergeOutput(self._speaker.scores(inputs, task_ids, batch_size), task_ids)
         chosen = None if task is None else self._task_ids(task, len(inputs))
-        logits = torch.empty(len(inputs), max(head.num_labels for head in self.heads.values()))
+        logits = torch.empty(len(inputs), self._parts.width)
         task_ids = torch.empty(len(inputs), dtype=torch.int64)
         for positions, batches in self._reader.batches(inputs, batch_size):
             outputs = []
@@ -175,6 +191,47 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
             logits[positions] = restore(batches, [output.logits.float().cpu() for output in outputs])
             task_ids[positions] = restore(batches, [output.task_ids for output in outputs])
         return MergeOutput(logits, task_ids)
+
+    def generate(
+        self,
+        inputs: Inputs,
+        *,
+        task: str | Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = _BATCH_SIZE,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """Returns what a language model writes for each input, in order.
+
+        Every input is routed once, as it is, and then put in the words of its task; tasks of one chain share batches.
+        What is written is what `materialize(task).generate` writes for that prompt alone, but for rounding.
+
+        Args:
+            inputs: Texts, and pairs of texts.
+            task: The task of all inputs, or of each; None routes every input.
+            max_new_tokens: The most tokens to write; None is what the task says, or 32.
+            batch_size: Inputs per batch.
+            seed: Decides what is drawn; needed with `do_sample=True`. What is drawn depends on the batches too.
+            options: Of transformers' `generate`: `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p` and the
+                others in `hf_merge.modeling.generation.OPTIONS`. None write the likeliest token each time.
+
+        Raises:
+            InputError: The model is no language model, an input is no text, or an option or task is unknown.
+        """
+        if self._speaker is None:
+            raise InputError("This model classifies and writes nothing; ask it with predict.")
+        task_ids = self._tasks_of(inputs, task, batch_size)
+        texts = self._speaker.texts(inputs, task_ids, max_new_tokens, batch_size, seed, options)
+        return [Generation(self.tasks[index], text) for index, text in zip(task_ids.tolist(), texts, strict=True)]
+
+    def routes(self, inputs: Inputs, *, batch_size: int = _BATCH_SIZE) -> Tensor:
+        """Returns the task that each input is sent to: [inputs] int64, an index of `tasks`.
+
+        Raises:
+            InputError: An input is of another kind than the model reads, or there is no router.
+        """
+        return self._tasks_of(inputs, None, batch_size)
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -206,109 +263,15 @@ class MergeModel(ModelHubMixin, library_name="hf-merge", tags=["merge", "hf-merg
         model.fold_adapter()
         return model.module.requires_grad_(True)
 
-    def save_pretrained(
-        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
-    ) -> str | None:
-        """Copies the member's files, each checked first; saved where it was loaded from, it stays as it is.
-
-        A model of some tasks cannot be saved: its shards and its map speak of the others too. `materialize` gives one
-        task's model that can.
-
-        Args:
-            save_directory: A new or empty folder, or one that holds a member.
-            repo_id: Where to push to; by default the name of the folder.
-            push_to_hub: Whether to push as well.
-            options: Those of `push_to_hub`.
-
-        Returns:
-            The address of the commit, or None without `push_to_hub`.
-
-        Raises:
-            InputError: The model was loaded with `tasks=`.
-            RunFolderError: The folder holds something else.
-            DigestMismatch: A file of the member was damaged since it was loaded.
-        """
-        # The mixin's own would first delete any config.json there, whoever it belongs to.
-        self._save_pretrained(Path(save_directory))
-        return self.push_to_hub(repo_id or Path(save_directory).name, **options) if push_to_hub else None
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        branch: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Pushes the member's files, each checked first, in one commit; what the repo holds already is not sent again.
-
-        The card is pushed as it is: `hf-merge push` writes one for a whole family, and a family to go with it.
-
-        Args:
-            repo_id: The Hub id; without a namespace it is the user's own. The repo is made if need be.
-            commit_message: The first line of the commit.
-            private: Whether only some may see the repo; None leaves that to the account and to the repo as it is.
-            token: As everywhere in huggingface_hub.
-            branch: The branch, None for the default one.
-            create_pr: Open a pull request instead.
-
-        Returns:
-            The address of what was pushed.
-
-        Raises:
-            InputError: The model was loaded with `tasks=`, or the repo cannot be called so.
-            DigestMismatch: A file of the member was damaged since it was loaded.
-            HubError: The Hub refuses it or cannot be reached, nobody is logged in, or the repo holds something else.
-        """
-        access, files = hub.Access(token), whole_files(self._reopened())
-        held = hub.read_file(hub.full_name(repo_id, access), MAP_FILE, branch, access=access)
-        if held is not None and (other := parse(held).id) != self.chain_map.id:
-            raise HubError(
-                f"'{repo_id}' holds {other}, not {self.chain_map.id}; nothing was sent. Push to another name."
-            )
-        pushed = hub.push_files(
-            repo_id,
-            {**files, MAP_FILE: dump(self.chain_map)},
-            message=commit_message or f"Push {self.chain_map.id} with hf-merge",
-            tag=None if create_pr else self.chain_map.id,
-            private=private,
-            branch=branch,
-            create_pr=create_pr,
-            owned=hub.MEMBER_FILES,
-            marker=MAP_FILE,
-            access=access,
-        )
-        return pushed.url
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        copy_member(self._reopened(), save_directory)
-
-    def _reopened(self) -> Member:
-        """Returns the member with nothing checked yet: its files may have changed since they were loaded."""
-        member = Member(self._member.folder, self.tasks, source=self._member.source)
-        if member.chain_map != self.chain_map:
-            raise DigestMismatch(f"{member.source}: {MAP_FILE} was written over since it was loaded. Load it again.")
-        return member
+    def _tasks_of(self, inputs: Inputs, task: str | Sequence[str] | None, batch_size: int) -> Tensor:
+        """Returns the task of each input, as given or as routed."""
+        if task is not None:
+            self._reader.require(inputs, batch_size)
+            return self._task_ids(task, len(inputs))
+        task_ids = torch.empty(len(inputs), dtype=torch.int64)
+        for positions, batches in self._reader.batches(inputs, batch_size):
+            task_ids[positions] = restore(batches, [self.route(**batch.inputs) for batch in batches])
+        return task_ids
 
     def _task_ids(self, task: str | Sequence[str], rows: int) -> Tensor:
-        names = [task] * rows if isinstance(task, str) else list(task)
-        if len(names) != rows:
-            raise InputError(f"{len(names)} tasks for {rows} rows: give one task, or one per row.")
-        unknown = next((name for name in names if name not in self.tasks), None)
-        if unknown in self.chain_map.chains:
-            raise InputError(f"The task '{unknown}' was not loaded: name it in tasks=, or load the model without.")
-        if unknown is not None:
-            raise InputError(f"Unknown task '{unknown}'.{nearest(unknown, self.tasks)}")
-        return torch.tensor([self.tasks.index(name) for name in names], dtype=torch.int64)
-
-
-def _count_rows(inputs: Mapping[str, Tensor]) -> int:
-    strange = next((name for name, value in inputs.items() if not isinstance(value, Tensor) or not value.ndim), None)
-    if strange is not None:
-        raise InputError(f"The input '{strange}' is no tensor [batch, ...]; tokenize with return_tensors='pt'.")
-    rows = len(next(iter(inputs.values()), ()))
-    if not rows:
-        raise InputError("The batch is empty: give the inputs of at least one row.")
-    return rows
+        return task_numbers(task, rows, self.tasks, self.chain_map)

@@ -1,6 +1,7 @@
 """What a user gives becomes batches: texts, pairs of texts, or images, by the tokenizer or processor of a member."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import Kind
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.language import SpecialTokens
+from hf_merge.modeling.prompts import Prompter
 
 
 class InputReader:
     """The tokenizer or image processor of a member folder; threads may share it.
 
     Attributes:
-        pad_token_id: What the tokenizer pads with; None for images.
+        tokens: What the tokenizer pads and ends with.
     """
 
     def __init__(self, folder: Path, kind: Kind, max_length: int | None) -> None:
@@ -25,10 +28,25 @@ class InputReader:
             UntrustedContentError: It asks for code of its own.
         """
         self._kind, self._max_length = kind, max_length
-        self._tokenizer = load_tokenizer(folder) if kind == "text" else None
+        self._tokenizer = load_tokenizer(folder) if kind != "image" else None
         self._processor = load_image_processor(folder) if kind == "image" else None
         self._lock = Lock()  # a tokenizer holds how it cuts and pads from one call to the next
-        self.pad_token_id: int | None = getattr(self._tokenizer, "pad_token_id", None)
+        self.tokens = SpecialTokens.of(self._tokenizer)
+
+    def require(self, inputs: Sequence[Any], batch_size: int) -> None:
+        """Refuses inputs of another kind than the model reads.
+
+        Raises:
+            InputError: As said, or `batch_size` is below 1.
+        """
+        _require_size(batch_size)
+        if isinstance(inputs, str) or _is_image(inputs):
+            raise InputError("Give a list of inputs, even for a single one.")
+        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
+        for index, item in enumerate(inputs):
+            fits = _is_image(item) if self._kind == "image" else _is_text(item)
+            if not fits:
+                raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
 
     def batches(self, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Batch]]]:
         """Yields positions and batches of the inputs of each shape: single texts (or images), and pairs of texts.
@@ -38,9 +56,7 @@ class InputReader:
         Raises:
             InputError: An input is of another kind than the model reads, or `batch_size` is below 1.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give 1 or more.")
-        self._require_kind(inputs)
+        self.require(inputs, batch_size)
         pairs = [index for index, item in enumerate(inputs) if isinstance(item, tuple | list)]
         singles = sorted(set(range(len(inputs))) - set(pairs))
         if singles:
@@ -48,6 +64,27 @@ class InputReader:
         if pairs:
             first, second = map(list, zip(*(inputs[index] for index in pairs), strict=True))
             yield pairs, self._arranged(first, second, batch_size)
+
+    @contextmanager
+    def prompting(self, config: Mapping[str, Any], batch_size: int) -> Iterator[Prompter]:
+        """Lends what makes prompts into batches for a language model; other threads wait.
+
+        Raises:
+            InputError: The model is none, or `batch_size` is below 1.
+        """
+        _require_size(batch_size)
+        if self._tokenizer is None or self._kind not in ("causal", "seq2seq"):
+            raise InputError("This model classifies and writes nothing; ask it with predict.")
+        with self._lock:
+            yield Prompter(self._tokenizer, self._kind, config, batch_size=batch_size, max_length=self._max_length)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Returns tokens as texts, without special tokens."""
+        if self._tokenizer is None:
+            raise RuntimeError("Only models of texts have a tokenizer.")
+        with self._lock:
+            texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
 
     def _arranged(self, items: list[Any], seconds: list[Any] | None, batch_size: int) -> list[Batch]:
         if self._processor is not None:
@@ -57,15 +94,10 @@ class InputReader:
         with self._lock:
             return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
 
-    def _require_kind(self, inputs: Sequence[Any]) -> None:
-        """Raises InputError unless every input is what the model reads."""
-        if isinstance(inputs, str) or _is_image(inputs):
-            raise InputError("Give a list of inputs, even for a single one.")
-        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
-        for index, item in enumerate(inputs):
-            fits = _is_image(item) if self._kind == "image" else _is_text(item)
-            if not fits:
-                raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
+
+def _require_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give 1 or more.")
 
 
 def _is_image(item: object) -> bool:

@@ -140,6 +140,8 @@ def _shared(subject: Subject) -> dict[str, object]:
 def _code(subject: Subject, source: str, options: str) -> Markdown:
     """Returns code that runs as it is pasted, whatever the tasks read."""
     pairs = all(task.data.text_pair is not None for task in subject.recipe.tasks)
+    writes = any(task.data.target is not None for task in subject.recipe.tasks)
+    method, shown = ("generate", "text") if writes else ("predict", "label, answer.score")
     lines = ["from hf_merge import MergeModel"]
     if subject.image:
         lines += ["from PIL import Image"]
@@ -150,11 +152,11 @@ def _code(subject: Subject, source: str, options: str) -> Markdown:
         "",
         f"model = MergeModel.from_pretrained({literal(source)}{options})",
         "print(model.chain_map.id, model.cost, model.tasks)",
-        f"for answer in model.predict([{example}]):",
-        "    print(answer.task, answer.label, answer.score)",
+        f"for answer in model.{method}([{example}]):",
+        f"    print(answer.task, answer.{shown})",
         "",
         "# The task is known: no routing.",
-        f"model.predict([{example}], task={literal(next(iter(subject.front.tasks)))})",
+        f"model.{method}([{example}], task={literal(next(iter(subject.front.tasks)))})",
     ]
     return fenced("\n".join(lines), "python")
 

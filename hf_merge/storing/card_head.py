@@ -109,6 +109,8 @@ def _results(subject: Subject, scores: Scores) -> list[EvalResult]:
 
 
 def _pipeline(subject: Subject) -> str:
+    if any(task.data.wording is not None for task in subject.recipe.tasks):
+        return "text-generation"
     return "image-classification" if subject.image else "text-classification"
 
 

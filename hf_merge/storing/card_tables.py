@@ -136,12 +136,17 @@ def labels_table(chain_map: ChainMap) -> Markdown:
     """Returns what each task answers: how many labels, and the first of them."""
     rows = []
     for task in chain_map.chains:
-        head = chain_map.heads.get(task)
-        if head is None:
+        head, wording = chain_map.heads.get(task), chain_map.wordings.get(task)
+        if head is not None:
+            labels = head.labels or ()
+            kind = "a number" if head.problem_type == "regression" else f"{head.num_labels} labels"
+        elif wording is not None:
+            labels = wording.labels or ()
+            kind = f"{len(labels)} options" if labels else f"at most {wording.max_new_tokens} tokens of its own"
+        else:
             continue
-        shown = [_cut(label) for label in (head.labels or ())[:_FEW_LABELS]]
-        more = ["…"] if head.labels is not None and len(head.labels) > _FEW_LABELS else []
-        kind = "a number" if head.problem_type == "regression" else f"{head.num_labels} labels"
+        shown = [_cut(label) for label in labels[:_FEW_LABELS]]
+        more = ["…"] if len(labels) > _FEW_LABELS else []
         rows.append([task, kind, joined([*shown, *more]) if shown else "not named"])
     return table(["task", "answers", "first of them"], rows)
 

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from hf_merge.recipe.wording import Wording
 
 
 FORMAT_VERSION = 1
+LANGUAGE_TYPES = ("causal", "seq2seq")
+MODEL_TYPES = ("text", "image", *LANGUAGE_TYPES)
 ORIGIN = "chains.json"
 ROUTER_FILE, CONFIG_FILE = "router.safetensors", "config.json"
 SETTINGS_FILES = frozenset(
@@ -62,7 +66,7 @@ class ModelEntry:
     """What the model reads.
 
     Attributes:
-        type: `text` or `image`.
+        type: `text` or `image` for classifiers; `causal` or `seq2seq` for language models, which read text.
         max_length: Tokens after which a text is cut, or None for the tokenizer's own limit and for images.
     """
 
@@ -150,6 +154,7 @@ class ChainMap:
         chains: For each task the ids of its experts, one per component, in the components' order. The order of this
             mapping is the order of the tasks, hence of the router's outputs.
         heads: The heads by task; empty where the model needs none.
+        wordings: How the tasks are put in words, for language models; they stand in the place of heads in JSON.
         files: Every file of the folder but `chains.json` and `README.md`, by name.
         format_version: The version of this format.
     """
@@ -169,6 +174,7 @@ class ChainMap:
     heads: Mapping[str, HeadEntry]
     files: Mapping[str, FileEntry]
     format_version: int = FORMAT_VERSION
+    wordings: Mapping[str, Wording] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from hf_merge.errors import LimitExceeded, MalformedChainMap, UnsafeName
 from hf_merge.storing.chain_entries import (
     CONFIG_FILE,
+    LANGUAGE_TYPES,
     ORIGIN,
     ROUTER_FILE,
     SETTINGS_FILES,
@@ -169,15 +170,22 @@ def _check_shards(chain_map: ChainMap) -> None:
 
 
 def _check_tasks(chain_map: ChainMap) -> None:
-    """Performance and metric for exactly the tasks of the chains; heads for all of them or for none."""
+    """Performance and metric for exactly the tasks of the chains; heads for all or none of them, wordings for all."""
     tasks = chain_map.chains.keys()
-    parts = {"performance": chain_map.performance, "metrics": chain_map.metrics, "heads": chain_map.heads}
+    speaks = chain_map.model.type in LANGUAGE_TYPES
+    if chain_map.heads if speaks else chain_map.wordings:
+        raise _broken("heads", f"are not those of a model of type '{chain_map.model.type}'")
+    parts: dict[str, Mapping[str, object]] = {
+        "performance": chain_map.performance,
+        "metrics": chain_map.metrics,
+        "heads": chain_map.wordings if speaks else chain_map.heads,
+    }
     for place, given in parts.items():
         unknown = next((task for task in given if task not in tasks), None)
         if unknown is not None:
             raise _broken(place, f"'{unknown}' is no task of chains")
         missing = next((task for task in tasks if task not in given), None)
-        if missing is not None and (place != "heads" or given):
+        if missing is not None and (place != "heads" or given or speaks):
             raise _broken(place, f"lacks the task '{missing}'")
 
 

@@ -8,9 +8,12 @@ import re
 from typing import Any
 
 from hf_merge.errors import MalformedChainMap
+from hf_merge.recipe.wording import MOST_ANSWERS, MOST_CHARACTERS, MOST_NEW_TOKENS, Wording, find_fault
 from hf_merge.storing import chain_rules
 from hf_merge.storing.chain_entries import (
     FORMAT_VERSION,
+    LANGUAGE_TYPES,
+    MODEL_TYPES,
     ORIGIN,
     BaseRef,
     ChainMap,
@@ -68,6 +71,9 @@ def parse(data: bytes) -> ChainMap:
     if version is not None and type(version) is not int:
         raise top.refusal("format_version is no integer")
     fields = top.record(_KEYS)
+    model = _model(fields["model"])
+    heads = fields["heads"].mapping(LIMITS.chains)
+    speaks = model.type in LANGUAGE_TYPES
     chain_map = ChainMap(
         id=fields["id"].name(),
         library_version=fields["library_version"].match(_VERSION, "is no version"),
@@ -77,12 +83,13 @@ def parse(data: bytes) -> ChainMap:
         metrics={task: field.text() for task, field in fields["metrics"].mapping(LIMITS.chains).items()},
         granularity=fields["granularity"].name(),
         dtype=fields["dtype"].choice(DTYPES),
-        model=_model(fields["model"]),
+        model=model,
         components=tuple(_component(field) for field in fields["components"].items(LIMITS.components)),
         experts=tuple(_expert(field) for field in fields["experts"].items(LIMITS.experts)),
         chains={task: _chain(field) for task, field in fields["chains"].mapping(LIMITS.chains).items()},
-        heads={task: _head(field) for task, field in fields["heads"].mapping(LIMITS.chains).items()},
+        heads={} if speaks else {task: _head(field) for task, field in heads.items()},
         files={name: _file(field) for name, field in fields["files"].mapping(LIMITS.files).items()},
+        wordings={task: _wording(field) for task, field in heads.items()} if speaks else {},
     )
     if not chain_map.chains:
         raise fields["chains"].refusal("is empty")
@@ -96,6 +103,8 @@ def dump(chain_map: ChainMap) -> bytes:
     Raises:
         UntrustedContentError: The map breaks a rule of the format, as `parse` says.
     """
+    if chain_map.heads and chain_map.wordings:
+        raise MalformedChainMap(f"{ORIGIN}: heads: a task has either a head or words, and this map holds both.")
     tasks = list(chain_map.chains)
     document = {
         "format_version": chain_map.format_version,
@@ -111,7 +120,7 @@ def dump(chain_map: ChainMap) -> bytes:
         "components": [vars(component) for component in chain_map.components],
         "experts": [_expert_document(expert) for expert in chain_map.experts],
         "chains": dict(chain_map.chains),
-        "heads": {task: vars(head) for task, head in _in_order(chain_map.heads, tasks)},
+        "heads": {task: vars(head) for task, head in _in_order(chain_map.wordings or chain_map.heads, tasks)},
         "files": {name: vars(chain_map.files[name]) for name in sorted(chain_map.files)},
     }
     try:
@@ -136,7 +145,7 @@ def _model(field: Field) -> ModelEntry:
     fields = field.record(("type", "max_length"))
     length = fields["max_length"]
     max_length = None if length.value is None else length.integer(1, 2**31 - 1)
-    return ModelEntry(fields["type"].choice(("text", "image")), max_length)
+    return ModelEntry(fields["type"].choice(MODEL_TYPES), max_length)
 
 
 def _component(field: Field) -> ComponentEntry:
@@ -195,6 +204,20 @@ def _head(field: Field) -> HeadEntry:
         file=fields["file"].name(),
         bytes=fields["bytes"].integer(1),
     )
+
+
+def _wording(field: Field) -> Wording:
+    fields = field.record(("template", "answers", "max_new_tokens"))
+    answers, tokens = fields["answers"], fields["max_new_tokens"]
+    wording = Wording(
+        fields["template"].prose(MOST_CHARACTERS),
+        None if answers.value is None else tuple(item.prose(MOST_CHARACTERS) for item in answers.items(MOST_ANSWERS)),
+        None if tokens.value is None else tokens.integer(1, MOST_NEW_TOKENS),
+    )
+    fault = find_fault(wording)
+    if fault is not None:
+        raise field.refusal(fault)
+    return wording
 
 
 def _file(field: Field) -> FileEntry:

@@ -28,7 +28,7 @@ from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|conv1|patch)")
+_EMBEDDING = re.compile(r"embed(?!_out)|(^|\.)(wte|wpe|shared|conv1|patch)")
 _SHOWN = 5
 
 

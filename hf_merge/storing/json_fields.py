@@ -122,6 +122,13 @@ class Field:
             raise self.refusal(f"{quote(self.value)} holds control characters", UnsafeName)
         return self.value
 
+    def prose(self, limit: int = LIMITS.text_characters) -> str:
+        """Returns a text as `text` does, in which lines may end and tabs stand."""
+        if isinstance(self.value, str):
+            Field(self.value.replace("\n", " ").replace("\t", " "), self.origin, self.path).text(limit)
+            return self.value
+        return self.text(limit)
+
     def name(self) -> str:
         """Returns an identifier: letters, digits, `.`, `_` and `-`, a letter or digit first, at most 128."""
         return self.match(NAME, _NO_NAME, UnsafeName)

@@ -194,13 +194,15 @@ class Member:
         return decoded
 
     def head(self, task: str) -> dict[str, Tensor]:
-        """Returns a task's head, float32, by the names of its own checkpoint.
+        """Returns a task's head, float32, by the names of its own checkpoint; nothing where tasks share it.
 
         Raises:
             DigestMismatch: The shard is not the one that the map was written for.
             MalformedChainMap: The shard does not hold the head that the map describes.
         """
-        entry = self.chain_map.heads[task]
+        entry = self.chain_map.heads.get(task)
+        if entry is None:
+            return {}
         head: dict[str, Tensor] = {}
         for _, stored in self._stored(entry, _head_prefix(task), entry.tensors):
             head |= stored

@@ -41,7 +41,8 @@ from hf_merge.storing.tensors import sha256_of
 
 
 MAP_FILE, CARD_FILE = "chains.json", "README.md"
-# What a tokenizer or processor is read from; the model's configuration is our own, and nothing is generated yet.
+# What a tokenizer or processor is read from; the model's configuration is our own, and what is written
+# depends on the caller's options alone.
 COPIED_FILES = frozenset((SETTINGS_FILES | TOKENIZER_FILES) - {CONFIG_FILE, "generation_config.json"})
 _UNFINISHED_SHARD = re.compile(r"experts-[0-9]{5}\.part")
 _COPY_BYTES = 4 * MIB

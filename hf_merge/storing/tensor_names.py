@@ -22,10 +22,15 @@ def weights_of(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> di
     kept = {name: spec for name, spec in specs.items() if not _BUFFER.search(name)}
     if not config.get("tie_word_embeddings", True):
         return kept
-    sources = sorted((name for name in kept if _SOURCE.search(name)), key=lambda name: ("shared" not in name, name))
-    tied = {
-        name
-        for name in kept
-        if sources and name != sources[0] and _TIED.search(name) and kept[name].shape == kept[sources[0]].shape
-    }
+    tied = tied_copies(kept)
     return {name: spec for name, spec in kept.items() if name not in tied}
+
+
+def tied_copies(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """Returns the tensors that are copies of the embedding if weights are tied, each with the embedding's name."""
+    sources = sorted((name for name in specs if _SOURCE.search(name)), key=lambda name: ("shared" not in name, name))
+    return {
+        name: sources[0]
+        for name in specs
+        if sources and name != sources[0] and _TIED.search(name) and specs[name].shape == specs[sources[0]].shape
+    }

@@ -112,7 +112,7 @@ def train_router(
     """Returns the router of a family, its eyes, and its accuracy per task on the search rows, which it never saw."""
     reader, recipe = Reader(project), project.recipe
     layers = recipe.router.layers
-    depth = {"all": ALL_LAYERS, "auto": 0 if project.kind == "text" else ALL_LAYERS}.get(str(layers))
+    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind == "image" else 0}.get(str(layers))
     base = project.family.base
     # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
     eyes = FeatureExtractor.from_base(
@@ -187,12 +187,13 @@ def _write(
         metrics=dict(front.tasks),
         granularity=front.granularity,
         dtype=front.dtype,
-        model=ModelEntry(project.kind, search.max_length if project.kind == "text" else None),
+        model=ModelEntry(project.kind, None if project.kind == "image" else search.max_length),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in project.components),
         experts=(),
         chains={task: tuple(key.id for key in builder.chain(point.grouping, task)) for task in family.tasks},
         heads={},
         files={},
+        wordings={task: head.wording for task, head in project.heads.items() if head.wording is not None},
     )
     if set(front.components) != names:
         raise RunFolderError(
@@ -233,6 +234,8 @@ def _heads(project: Project) -> dict[str, StoredHead]:
     stored = {}
     for task, tuned in project.family.tasks.items():
         head = project.heads[task]
+        if head.wording is not None:
+            continue
         tensors = {name: tuned.read_head(name) for name in tuned.head}
         stored[task] = StoredHead(head.num_labels, head.labels, tensors, head.problem_type)
     return stored

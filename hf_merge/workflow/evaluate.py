@@ -12,6 +12,7 @@ from tqdm import tqdm
 from hf_merge.errors import DatasetError, HubError, InputError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import mean_score, predictions
+from hf_merge.searching.judging import judged
 from hf_merge.searching.metrics import score
 from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel
@@ -24,6 +25,7 @@ from hf_merge.storing.results import Scores
 from hf_merge.workflow.project import load_rows
 from hf_merge.workflow.report import as_routed
 from hf_merge.workflow.run_folder import RECIPE_FILE
+from hf_merge.workflow.speaking import reads
 
 
 # Other thread counts and processors sum in another order, which moves single rows across a decision.
@@ -130,11 +132,24 @@ def _answers(
 ) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.bool_]]:
     """Returns predictions [rows] of one task, it known and routed, and which rows were routed to it, [rows] bool."""
     task = model.tasks[index]
+    wording = model.heads[task].wording
+    if rows.targets is not None and wording is not None:
+        return _written(model, index, rows, batch_size)
     labels = slice(model.heads[task].num_labels)
     known = model.outputs(_inputs(rows), task=task, batch_size=batch_size)
     free = model.outputs(_inputs(rows), batch_size=batch_size)
     own = (free.task_ids == index).numpy()
     return predictions(known.logits[:, labels]), predictions(free.logits[:, labels]), own
+
+
+def _written(
+    model: MergeModel, index: int, rows: Rows, batch_size: int
+) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.bool_]]:
+    """Returns what `_answers` does for a task that writes: predicted 1 where the target was met."""
+    own = (model.routes(_inputs(rows), batch_size=batch_size) == index).numpy()
+    texts = [answer.text for answer in model.generate(_inputs(rows), task=model.tasks[index], batch_size=batch_size)]
+    met = predictions(judged(texts, rows.targets or ()))
+    return met, met, own  # a row that goes astray is wrong whatever is written there
 
 
 def _inputs(rows: Rows) -> Sequence[Any]:
@@ -147,16 +162,22 @@ def _inputs(rows: Rows) -> Sequence[Any]:
 
 def _require_described(chain_map: ChainMap, recipe: Recipe) -> None:
     """Raises InputError unless the recipe says where the rows of every task of a member are, and of its kind."""
-    kinds = {task.name: "text" if task.data.image is None else "image" for task in recipe.tasks}
+    found = {task.name: task.data for task in recipe.tasks}
+    wanted = "language" if chain_map.wordings else chain_map.model.type
     for task in chain_map.tasks:
-        if task not in kinds:
+        if task not in found:
             raise InputError(
                 f"The recipe describes no data for task '{task}' of {chain_map.id}; give another with --recipe."
             )
-        if kinds[task] != chain_map.model.type:
+        if reads(found[task]) != wanted:
             raise InputError(
-                f"The recipe gives task '{task}' {kinds[task]} rows and {chain_map.id} reads {chain_map.model.type}; "
-                "give another with --recipe."
+                f"The recipe gives task '{task}' {reads(found[task])} rows and {chain_map.id} reads {wanted}; give "
+                "another with --recipe."
+            )
+        if found[task].wording != chain_map.wordings.get(task):
+            raise InputError(
+                f"The recipe words task '{task}' otherwise than {chain_map.id} does: {found[task].wording} and "
+                f"{chain_map.wordings.get(task)}. Give another with --recipe."
             )
 
 

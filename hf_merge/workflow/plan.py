@@ -95,7 +95,7 @@ def _plan(project: Project) -> Plan:
     placed = project.places()
     merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
     space = project.space()
-    positions = recipe.search.max_length or (_TOKENS if project.kind == "text" else _PATCHES)
+    positions = recipe.search.max_length or (_PATCHES if project.kind == "image" else _TOKENS)
     return Plan(
         base=family.base.source,
         model_type=family.base.config["model_type"],
@@ -148,11 +148,15 @@ def _memory(project: Project) -> int:
 
 
 def _forward_seconds(project: Project, positions: int) -> float:
-    """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the speed of matrix products."""
+    """Returns 2 * parameters in blocks * positions * rows * tasks * evaluations over the speed of matrix products.
+
+    A language model's row counts once for each of its options.
+    """
     search = project.recipe.search
     shapes = project.family.shapes
     inside = sum(prod(shapes[name]) for name, place in project.places().items() if place.depth is not None)
-    rows = search.validation_rows * len(project.family.tasks) * search.evaluations
+    worded = [head.num_labels if head.wording is not None else 1 for head in project.heads.values()]
+    rows = search.validation_rows * sum(max(1, options) for options in worded) * search.evaluations
     return 2.0 * inside * positions * rows / _flops_per_second()
 
 

@@ -69,6 +69,11 @@ class _Measurement:
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
         self._evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
+        # A language model's batches hold prompts, and the router sees the rows as they came.
+        self._seen = {
+            task: part.batches if project.heads[task].wording is None else reader.batches(rows[task])
+            for task, part in runs.items()
+        }
         self._own = self._routed_rows(run)
         self._answers: dict[tuple[str, Chain], NDArray[np.generic]] = {}
 
@@ -140,7 +145,7 @@ class _Measurement:
         own = {}
         for index, (task, part) in enumerate(self._evaluator.runs.items()):
             routed = np.empty(len(part.labels), dtype=np.int64)
-            for batch in part.batches:
+            for batch in self._seen[task]:
                 routed[batch.rows] = router.route(eyes.pooled(batch.inputs)).numpy()
             own[task] = routed == index
         return own

@@ -48,7 +48,7 @@ def read_inputs(model: MergeModel, words: Sequence[str]) -> list[Any]:
     Raises:
         InputError: A file is no image.
     """
-    if model.chain_map.model.type == "text":
+    if model.chain_map.model.type != "image":
         return [tuple(word.split(" ||| ", 1)) if " ||| " in word else word for word in words]
     from PIL import Image, UnidentifiedImageError
 

@@ -12,7 +12,7 @@ from hf_merge.workflow.summary import Best, SearchSummary
 
 
 if TYPE_CHECKING:  # these load torch, which a table can do without
-    from hf_merge.serving.model import Prediction
+    from hf_merge.serving.model import Generation, Prediction
     from hf_merge.workflow.evaluate import Evaluation
     from hf_merge.workflow.plan import Plan
     from hf_merge.workflow.publish import Publication
@@ -157,6 +157,14 @@ def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") ->
     )
 
 
+def generations_table(inputs: Sequence[str], answers: "Sequence[Generation]") -> str:
+    """Returns what was written with its inputs, one line each, divided by tabs; line ends in it are escaped."""
+    return "\n".join(
+        f"{answer.task}\t{_on_one_line(answer.text)}\t{_on_one_line(given)}"
+        for given, answer in zip(inputs, answers, strict=True)
+    )
+
+
 def evaluation_table(found: "Evaluation") -> str:
     """Returns one configuration's test scores as text, and what of them the card says otherwise."""
     scores, accuracy = found.scores, found.router_accuracy
@@ -218,6 +226,10 @@ def publication_json(done: "Publication") -> dict[str, Any]:
     for pushed in (document["family"], *document["members"].values()):
         pushed["revision"] = pushed["revision"] or None
     return document
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def _router_line(accuracy: Mapping[str, float]) -> str:

@@ -29,6 +29,7 @@ def test_roles_of_families(family: str) -> None:
         ("perceiver.encoder.cross_attention.attention.self.query.weight", "attention"),
         ("neck.fpn.layers.0.weight", "convolution"),
         ("image_newline", "embedding"),
+        ("final_logits_bias", "head"),
     ],
 )
 def test_the_innermost_module_decides(name: str, role: str) -> None:

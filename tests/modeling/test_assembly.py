@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,38 +307,6 @@ def test_model_types_without_a_head_of_the_kind_are_refused(aligned: Family) -> 
 def test_impossible_configurations_are_one_error(aligned: Family, damage: dict[str, Any]) -> None:
     with pytest.raises(CheckpointDamaged, match="describes no 'bert' model that transformers can build"):
         TaskModel(aligned.base.config | damage, "text", Head(2))
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, Head(2)),
-        ({"num_labels": 4}, Head(4)),
-        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}, Head(3)),
-        ({"id2label": {"1": "b", "0": "a"}}, Head(2, ("a", "b"))),
-        ({"id2label": {0: "LABEL_0"}, "problem_type": "regression"}, Head(1, None, "regression")),
-        ({"id2label": {str(index): f"c{index}" for index in range(11)}}, Head(11, tuple(f"c{i}" for i in range(11)))),
-    ],
-)
-def test_heads_are_read_off_configurations(config: dict[str, Any], expected: Head) -> None:
-    assert Head.of(config) == expected
-    assert Head.of(json.loads(json.dumps(expected.settings()))) == expected
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"id2label": {}},
-        {"id2label": {"0": "a", "2": "b"}},
-        {"id2label": {"zero": "a"}},
-        {"id2label": ["a", "b"]},
-        {"num_labels": 0},
-        {"num_labels": "two"},
-    ],
-)
-def test_labels_that_cannot_be_counted_are_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointDamaged, match=r"config\.json: (id2label|num_labels) is"):
-        Head.of(config)
 
 
 def test_tied_tensors_are_set_together(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from hf_merge.errors import MalformedChainMap, ModelMismatch
-from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names
+from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names, padded_behind
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
 from tests.families.catalogue import FAMILIES, SIDE, WORDS
 from tests.modeling.test_assembly import PAD, batch_of, opened
+from tests.modeling.test_language import opened_speakers
 from tests.tiny_models import LAYOUTS, TEXT_LAYOUTS, WIDTH, TinyFamily
+from tests.tiny_speakers import SPEAKERS, SpeakingFamily, speaking_tokenizer
 
 
 @pytest.fixture
@@ -218,3 +220,47 @@ def test_features_of_fused_experts_are_those_of_the_model(tmp_path: Path) -> Non
         features = eyes_of(base, ALL_LAYERS).pooled(inputs)
         expected = model(**inputs).last_hidden_state.mean(dim=1)
     assert float(torch.nn.functional.cosine_similarity(features, expected).min()) > 0.95
+
+
+# Language models
+
+
+@pytest.mark.parametrize("layers", [0, 2, ALL_LAYERS])
+@pytest.mark.parametrize("layout", SPEAKERS)
+def test_neither_padding_nor_its_side_changes_what_is_seen_of_a_prompt(
+    tiny_speakers: Callable[[str], SpeakingFamily], layout: str, layers: int
+) -> None:
+    prompts = ["the old dog", "cat", "snow today the sky near wind"]
+    with opened_speakers(tiny_speakers(layout)) as family:
+        eyes = extractor(family, layers)
+    tokenizer = speaking_tokenizer(layout)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    alone = torch.cat([eyes.pooled(dict(tokenizer([prompt], return_tensors="pt"))) for prompt in prompts])
+    assert alone.shape == (3, WIDTH) and alone.std(dim=0).min() > 0
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        batch = dict(tokenizer(prompts, padding=True, return_tensors="pt"))
+        assert torch.allclose(eyes.pooled(batch), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["t5", "bart"])
+def test_of_an_encoder_decoder_the_encoder_alone_is_stored(
+    tiny_speakers: Callable[[str], SpeakingFamily], layout: str
+) -> None:
+    with opened_speakers(tiny_speakers(layout)) as family:
+        names = set(base_names(list(extractor(family, ALL_LAYERS).tensors)))
+        encoders = {name for name in family.shapes if name.removeprefix("model.").startswith("encoder.")}
+    assert names > encoders and len(names - encoders) == 1, "the encoder and the table of words"
+
+
+def test_batches_are_moved_whole_to_the_right() -> None:
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 5, 6], [7, 8, 9, 1]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+        "other": torch.tensor([1, 2]),
+    }
+    moved = padded_behind(batch)
+    assert moved["input_ids"].tolist() == [[5, 6, 0, 0], [7, 8, 9, 1]]
+    assert moved["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert torch.equal(moved["other"], batch["other"])
+    assert padded_behind(moved)["input_ids"] is moved["input_ids"], "what is right stays as it is"

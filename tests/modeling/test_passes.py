@@ -1,15 +1,20 @@
 """Passes begun at a block give the bits of whole ones, and depend on no tensor that lies behind."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from hf_merge.merging.components import decompose
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.passes import Passes, state_bytes
+from hf_merge.modeling.prompts import Prompter
+from tests.modeling.test_language import opened_speakers, speaker_model
+from tests.tiny_speakers import SPEAKERS, SpeakingFamily, answers_of
 
 
 TEXT: dict[str, dict[str, Any]] = {
@@ -161,3 +166,41 @@ def test_a_boundary_whose_states_do_not_carry_everything_is_not_offered(monkeypa
     blocks[-1].register_forward_hook(adds)
     passes = Passes(model, by_depth(model, "layer"), batch_of("bert", rows=2))
     assert all(boundary.block < 2 for boundary in passes.boundaries)
+
+
+# Language models, whose options are scored
+
+
+@pytest.mark.parametrize("layout", SPEAKERS)
+def test_an_options_pass_needs_nothing_of_what_lies_elsewhere(
+    tiny_speakers: Callable[[str], SpeakingFamily], layout: str
+) -> None:
+    """With NaN before a boundary a pass begun there gives the same bits, with NaN behind it the states do."""
+    tiny = tiny_speakers(layout)
+    with opened_speakers(tiny) as family:
+        model = speaker_model(tiny, family)
+        model.set_backbone({name: family.tasks["colours"].read(name) for name in family.shapes}, family.base.trunk)
+        components = decompose(family.shapes, "layer")
+        parts = [{model.own_name(name, family.base.trunk) for name in part.tensors} for part in components]
+    prompter = Prompter(load_tokenizer(tiny.base), tiny.kind, {}, batch_size=64)  # type: ignore[arg-type]
+    (batch,) = prompter.option_batches(["paint bright wall", "a pale shade"], answers_of("colours"))
+    passes = Passes(model, parts, batch.inputs)
+    blocks = [boundary.block for boundary in passes.boundaries]
+    assert blocks
+    whole, states = passes.run(batch.inputs, record=blocks)
+    held = model.tensors()
+    for boundary in passes.boundaries:
+        for keeping in (boundary.behind, boundary.before):
+            kept = set().union(*(parts[index] for index in keeping))
+            for name, tensor in held.items():
+                model.slots[name].fill(tensor if name in kept else torch.full_like(tensor, torch.nan))
+            for name in kept:  # a tied tensor is kept by any of its names
+                model.slots[name].fill(held[name])
+            if keeping is boundary.behind:
+                begun, _ = passes.run(batch.inputs, start=boundary.block, state=states[boundary.block])
+                assert torch.equal(begun, whole)
+            else:
+                _, seen = passes.run(batch.inputs, record=[boundary.block])
+                assert state_bytes(seen[boundary.block]) == state_bytes(states[boundary.block])
+                first, again = (tree_leaves(item[boundary.block]) for item in (states, seen))
+                assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))

@@ -1,8 +1,10 @@
 """Chains run from kept hidden states give the bits of chains run whole."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -10,15 +12,22 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
-from hf_merge.searching.building import ExpertBuilder
+from hf_merge.modeling.inputs import load_tokenizer
+from hf_merge.modeling.prompts import Prompter
+from hf_merge.recipe import Recipe
+from hf_merge.searching.building import ExpertBuilder, reference_chain
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.running import Reuse, TaskRun
 from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.states import StateCache
+from hf_merge.searching.tasks import Rows
 from hf_merge.storing.families import Family
+from hf_merge.workflow.speaking import asked_run
 from tests.modeling.test_assembly import head_of, opened, skeleton
+from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.searching.test_evaluation import batches_of
 from tests.tiny_models import TinyFamily
+from tests.tiny_speakers import SPEAKERS, WRITING, SpeakingFamily
 
 
 def evaluator_of(
@@ -90,3 +99,58 @@ def test_without_depth_nothing_is_kept(tiny_family: Callable[[str], TinyFamily])
         evaluator = evaluator_of(tiny, family, 10**9, "type")
         evaluator.evaluate(neighbours(evaluator, 1)[0])
         assert evaluator.states.held_bytes == 0
+
+
+# Language models
+
+
+def speaking_evaluator(
+    tiny: SpeakingFamily, family: Family, limit_bytes: int, granularity: str, tasks: tuple[str, ...]
+) -> Evaluator:
+    runs, kind = {}, cast(Any, tiny.kind)
+    prompter = Prompter(load_tokenizer(tiny.base), kind, {}, batch_size=16)
+    for spec in Recipe.parse(tiny.recipe(), "a test").tasks:
+        if spec.name not in tasks:
+            continue
+        table = pyarrow.parquet.read_table(tiny.tasks[spec.name].files["validation"]).slice(0, 30).to_pydict()
+        labels = np.ones(30, dtype=np.int64) if spec.data.target else np.array(table["label"])
+        rows = Rows(tuple(table["text"]), None, None, labels, tuple(table["target"]))
+        runs[spec.name] = asked_run(spec, speaker_model(tiny, family), rows, prompter)
+    components = decompose(family.shapes, granularity, stages=3)
+    method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
+    builder = ExpertBuilder(family, components, method, codec, limit_bytes=10**9)
+    return Evaluator(builder, runs, torch.float32, StateCache(limit_bytes))
+
+
+@pytest.mark.parametrize("granularity", ["type-stage", "layer"])
+@pytest.mark.parametrize("layout", SPEAKERS)
+def test_kept_states_change_no_bit_of_the_scores_of_options(
+    tiny_speakers: Callable[[str], SpeakingFamily], layout: str, granularity: str
+) -> None:
+    tiny, tasks = tiny_speakers(layout), ("animals", "colours")
+    with opened_speakers(tiny) as family:
+        plain = speaking_evaluator(tiny, family, 0, granularity, tasks)
+        kept = speaking_evaluator(tiny, family, 10**9, granularity, tasks)
+        for grouping in neighbours(speaking_evaluator(tiny, family, 0, granularity, tuple(tiny.tasks)), 8):
+            for task in tasks:
+                chain = plain.builder.chain(grouping, task)
+                found = kept.logits(task, chain)
+                assert torch.equal(found, plain.logits(task, chain))
+                assert not torch.isnan(found).any()
+        assert 0 < kept.reuse.blocks_run < kept.reuse.blocks_asked
+
+
+@pytest.mark.parametrize("layout", ["gpt2", "t5"])
+def test_no_state_is_kept_of_what_is_written(tiny_speakers: Callable[[str], SpeakingFamily], layout: str) -> None:
+    tiny = tiny_speakers(layout)
+    with opened_speakers(tiny) as family:
+        plain = speaking_evaluator(tiny, family, 0, "layer", (WRITING,))
+        kept = speaking_evaluator(tiny, family, 10**9, "layer", (WRITING,))
+        walk = neighbours(speaking_evaluator(tiny, family, 0, "layer", tuple(tiny.tasks)), 4)
+        found = [kept.logits(WRITING, plain.builder.chain(grouping, WRITING)) for grouping in walk]
+        for logits, grouping in zip(found, walk, strict=True):
+            assert torch.equal(logits, plain.logits(WRITING, plain.builder.chain(grouping, WRITING)))
+            assert set(logits.sum(dim=1).tolist()) == {1.0}
+        assert kept.states.held_bytes == 0
+        own = reference_chain(plain.builder.components, (WRITING,))
+        assert kept.logits(WRITING, own).argmax(dim=1).float().mean() > 0.9

@@ -41,7 +41,7 @@ def test_images_stay_in_order(tiny_family: Callable[[str], TinyFamily]) -> None:
     ((positions, batches),) = reader.batches(images, 2)
     assert positions == [0, 1, 2, 3, 4]
     assert [len(batch.rows) for batch in batches] == [2, 2, 1]
-    assert reader.pad_token_id is None
+    assert reader.tokens.pad is None
 
 
 def test_nothing_gives_no_batches(reader: InputReader) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_merge.errors import HfMergeError, LimitExceeded, MalformedChainMap, UnknownFormatVersion, UnsafeName
+from hf_merge.recipe.wording import Wording, find_fault
 from hf_merge.storing import chains
 from hf_merge.storing.chains import (
     BaseRef,
@@ -24,6 +26,7 @@ from hf_merge.storing.chains import (
     ModelEntry,
     Settings,
 )
+from hf_merge.storing.json_fields import Field
 from hf_merge.storing.limits import LIMITS
 from tests.storing.chain_maps import SHARDS, document, drop, edited, put, sample, sample_bytes
 
@@ -335,3 +338,96 @@ TOKENS = (
     b"\x00",
     b"1.0",
 )
+
+
+# Language models, whose tasks have words in the place of heads
+
+
+def spoken() -> ChainMap:
+    wordings = {
+        "sst2": Wording("{text}\nSentiment:", (" négatif", " positif"), None),
+        "trec": Wording("Q: {text}\tA:", None, 16),
+        "qqp": Wording("{text} / {text_pair}", ("no", "yes"), None),
+    }
+    return replace(sample(), model=ModelEntry("causal", 128), heads={}, wordings=wordings)
+
+
+def spoken_bytes(edit: Any = lambda read: None) -> bytes:
+    read = json.loads(chains.dump(spoken()))
+    edit(read)
+    return json.dumps(read).encode()
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_words_are_read_as_they_were_written(kind: str) -> None:
+    chain_map = replace(spoken(), model=ModelEntry(kind, None))
+    data = chains.dump(chain_map)
+    assert chains.parse(data) == chain_map
+    assert chains.dump(chains.parse(data)) == data
+    assert json.loads(data)["heads"]["trec"] == {"template": "Q: {text}\tA:", "answers": None, "max_new_tokens": 16}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            put("heads", "sst2", "template", value="Sentiment:"),
+            "heads.sst2: has a template that must hold {text} once",
+        ),
+        (put("heads", "sst2", "template", value="{text.__class__}{text}"), "names {text.__class__}"),
+        (put("heads", "sst2", "template", value=3), "heads.sst2.template: is the number 3, not a text"),
+        (put("heads", "sst2", "answers", value=[" a"]), "heads.sst2: has 1 answers where"),
+        (put("heads", "sst2", "answers", value=[" a", "a"]), "has the answer 'a' twice"),
+        (put("heads", "sst2", "answers", value=" a"), "heads.sst2.answers: is the text ' a', not an array"),
+        (put("heads", "sst2", "answers", value=None), "heads.sst2: must have either answers or max_new_tokens"),
+        (put("heads", "sst2", "max_new_tokens", value=4), "heads.sst2: must have either answers or max_new_tokens"),
+        (put("heads", "trec", "max_new_tokens", value=0), "max_new_tokens: is 0, not in 1 to 4096"),
+        (put("heads", "trec", "max_new_tokens", value=10**6), "max_new_tokens: is 1000000, not in 1 to 4096"),
+        (put("heads", "trec", "max_new_tokens", value=True), "max_new_tokens: is true, not an integer"),
+        (put("heads", "trec", "num_labels", value=2), "heads.trec: the key 'num_labels' is unknown"),
+        (drop("heads", "trec"), "heads: lacks the task 'trec'"),
+        (put("heads", value={}), "heads: lacks the task 'sst2'"),
+        (put("model", "type", value="text"), "heads.sst2: the key 'template' is unknown"),
+    ],
+)
+def test_words_that_break_a_rule_are_refused(edit: Any, message: str) -> None:
+    with pytest.raises(MalformedChainMap, match=re.escape(message)):
+        chains.parse(spoken_bytes(edit))
+
+
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\u202e", "\x00", "\r", "\x7f", "\u2028"])
+@pytest.mark.parametrize(
+    "edit", [lambda sign: put("heads", "sst2", "template", value=f"{{text}}{sign}"),
+             lambda sign: put("heads", "sst2", "answers", 1, value=f" yes{sign}")],
+)  # fmt: skip
+def test_words_that_would_upset_a_terminal_are_refused(edit: Any, sign: str) -> None:
+    with pytest.raises(UnsafeName, match=r"heads\.sst2\.(template|answers\[1\])"):
+        chains.parse(spoken_bytes(edit(sign)))
+
+
+def test_whatever_a_recipe_may_say_can_be_written() -> None:
+    """Else a search would end in a member that cannot be built."""
+    for number in range(sys.maxunicode + 1):
+        wording = Wording("{text}" + chr(number), ("a", "b"), None)
+        field = Field(wording.template, "here")
+        try:
+            field.prose()
+        except UnsafeName:
+            assert find_fault(wording) is not None, hex(number)
+        else:
+            assert find_fault(wording) is None, hex(number)
+
+
+def test_words_have_limits() -> None:
+    for edit in (
+        put("heads", "sst2", "template", value="{text}" + "a" * 1100),
+        put("heads", "sst2", "answers", 1, value="a" * 1100),
+    ):
+        with pytest.raises(LimitExceeded, match="where 1024 are allowed"):
+            chains.parse(spoken_bytes(edit))
+
+
+def test_heads_of_the_other_kind_are_not_written() -> None:
+    for broken in (replace(sample(), wordings=spoken().wordings), replace(spoken(), heads=sample().heads)):
+        with pytest.raises(MalformedChainMap):
+            chains.dump(broken)

@@ -174,6 +174,9 @@ def test_norms_named_as_in_2018_are_read_under_todays_names(
 def test_trunks() -> None:
     assert trunk_of([]) == ""
     assert trunk_of(["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]) == "model."
+    assert (
+        trunk_of(["gpt_neox.embed_in.weight", "gpt_neox.layers.0.mlp.dense.bias", "embed_out.weight"]) == "gpt_neox."
+    )
     assert trunk_of(["shared.weight", "encoder.block.0.layer.0.layer_norm.weight"]) == ""
     assert trunk_of(["encoder.layer.0.output.dense.weight"]) == ""
     assert trunk_of(["vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0.mlp.fc1.bias"]) == (

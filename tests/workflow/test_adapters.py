@@ -1,6 +1,7 @@
 """Families of adapters from recipe to served model: every task as peft itself runs it, on one base in memory."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 from torch import Tensor
 
 from hf_merge import MergeModel
-from hf_merge.errors import CheckpointDamaged, RecipeError
+from hf_merge.errors import RecipeError
 from hf_merge.recipe import Recipe
 from hf_merge.storing.front import Front
 from hf_merge.workflow.build import build
@@ -22,10 +23,10 @@ from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import search
 from tests import tiny_models
-from tests.storing.test_adapters import edited
-from tests.tiny_adapters import load_adapter, mixed
+from tests.tiny_adapters import load_adapter, mixed, speaking_adapters
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import ROUTER, SEARCH
+from tests.tiny_speakers import WRITING, SpeakingFamily, load_speaker
 
 
 Build = Callable[[str, str], TinyFamily]
@@ -134,20 +135,6 @@ def test_an_adapter_is_merged_with_a_whole_fine_tune(
     torch.testing.assert_close(model(task="colours", **inputs).logits[:, :3], wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_given_as_a_model_or_as_the_base_is_told_where_it_belongs(tiny_adapters: Build) -> None:
-    document = tiny_adapters("bert", "ia3").recipe()
-    as_model = [{**task, "model": task["adapter"]} for task in document["tasks"]]
-    for task in as_model:
-        del task["adapter"]
-    folder = document["tasks"][0]["adapter"]
-    for other in ({**document, "tasks": as_model}, {**document, "base": {"model": folder}}):
-        with (
-            pytest.raises(CheckpointDamaged, match="is an adapter of peft"),
-            open_project(Recipe.parse(other, "test")),
-        ):
-            pass
-
-
 def test_a_task_names_one_source(tiny_adapters: Build) -> None:
     document = tiny_adapters("bert", "ia3").recipe()
     document["tasks"][0]["model"] = "org/other"
@@ -156,20 +143,6 @@ def test_a_task_names_one_source(tiny_adapters: Build) -> None:
     del document["tasks"][0]["model"], document["tasks"][0]["adapter"]
     with pytest.raises(RecipeError, match="either a 'model'"):
         Recipe.parse(document, "test")
-
-
-def test_an_adapter_without_a_head_is_refused(tiny_adapters: Build, tmp_path: Path) -> None:
-    family = tiny_adapters("bert", "ia3")
-    folder = edited(family.tasks["animals"].folder, tmp_path / "headless")
-    held = load_file(folder / "adapter_model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in held.items() if "classifier" not in name},
-        folder / "adapter_model.safetensors",
-    )
-    document = family.recipe(**FULL)
-    document["tasks"][0]["adapter"] = str(folder)
-    with pytest.raises(CheckpointDamaged, match="holds no head"):
-        search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("kind", ["ia3", "lora"])
@@ -200,11 +173,28 @@ def test_a_recipe_names_the_labels_that_an_adapter_does_not(tiny_adapters: Build
         search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
 
 
-def test_labels_that_the_checkpoint_names_otherwise_are_a_clash(tiny_family: Callable[[str], TinyFamily]) -> None:
-    document = tiny_family("bert").recipe()
-    document["tasks"][0]["labels"] = ["dog", "cat"]
-    with (
-        open_project(Recipe.parse(document, "test")) as project,
-        pytest.raises(RecipeError, match=r"names the labels dog, cat, and .* has the labels cat, dog"),
-    ):
-        _ = project.heads
+@pytest.mark.parametrize(("layout", "kind"), [("llama", "lora"), ("llama", "ia3"), ("t5", "ia3")])
+def test_adapters_of_language_models_speak_as_peft_has_them(
+    tiny_speakers: Callable[[str], SpeakingFamily], tmp_path: Path, layout: str, kind: str
+) -> None:
+    family = speaking_adapters(tiny_speakers(layout), kind, tmp_path / "adapters")
+    front, folder = run(family, tmp_path)
+    model = served(folder, front, "all-separate")
+    assert front.components[0] == "base"
+    assert ("encoder.attention" in front.components) == (layout == "t5")
+    prompts = ["the small cat sleeps", "a red wall today"]
+    for task in ("animals", WRITING):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's, of models newer than it
+            peft: Any = PeftModel.from_pretrained(load_speaker(family.kind, family.base), family.tasks[task].folder)
+            wanted: Any = peft.merge_and_unload()
+        made: Any = model.materialize(task)
+        state = made.state_dict()
+        assert state.keys() == wanted.state_dict().keys()
+        for name, tensor in wanted.state_dict().items():
+            torch.testing.assert_close(state[name], tensor, atol=1e-5, rtol=1e-4)
+    written = model.generate(prompts, task=WRITING, max_new_tokens=4)
+    assert [answer.task for answer in written] == [WRITING, WRITING]
+    assert len(model.predict(prompts, task="animals")) == 2
+    held = [model._recombiner.models[index].tensors() for index in range(len(family.tasks))]
+    assert len({tensors[next(name for name in tensors if "norm" in name)].data_ptr() for tensors in held}) == 1

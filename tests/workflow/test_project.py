@@ -70,7 +70,7 @@ def test_tasks_are_made_ready_for_their_kind(tiny_family: Callable[[str], TinyFa
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
         assert project.kind == ("image" if layout == "vit" else "text")
-    assert (reader.pad_token_id is None) == (layout == "vit")
+    assert (reader.tokens.pad is None) == (layout == "vit")
     for task, run in runs.items():
         assert sorted(row for batch in run.batches for row in batch.rows) == list(range(8))
         assert max(len(batch.rows) for batch in run.batches) == 3

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,18 @@ def test_repos_take_the_short_id_and_the_whole_one_where_two_share_it(tiny_run: 
         "c0300-aaaaaa": "alice/x-c0300-aaaaaa",
         "c0300-bbbbbb": "alice/x-c0300-bbbbbb",
     }
+
+
+def test_language_models_speak_from_the_hub_as_they_do_here(
+    speaking_run: Callable[[str], TinyRun], tmp_path: Path, access: Access, elsewhere: Access
+) -> None:
+    shutil.copytree(speaking_run("t5").folder, tmp_path / "run")
+    pushed(tmp_path / "run", access, "alice/talk")
+    texts = ["the small old cat", "today tomorrow cold snow sky"]
+    here = MergeModel.from_pretrained(tmp_path / "run")
+    there = MergeModel(open_member("alice/talk", None, access=elsewhere))
+    assert there.chain_map == here.chain_map
+    assert torch.equal(there.outputs(texts).logits, here.outputs(texts).logits)
+    assert there.generate(texts, max_new_tokens=4) == here.generate(texts, max_new_tokens=4)
+    part = MergeModel(open_member("alice/talk", None, tasks=["weather"], access=elsewhere))
+    assert part.generate(texts[1:], max_new_tokens=4) == here.generate(texts[1:], max_new_tokens=4)

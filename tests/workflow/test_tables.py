@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from hf_merge.serving.model import Prediction
+from hf_merge.serving.model import Generation, Prediction
 from hf_merge.storing.hub import Pushed
 from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.evaluate import Evaluation
@@ -17,6 +17,7 @@ from hf_merge.workflow.tables import (
     evaluation_table,
     front_json,
     front_table,
+    generations_table,
     plan_table,
     predictions_table,
     publication_json,
@@ -97,6 +98,14 @@ def test_predictions_stand_with_their_inputs_in_columns() -> None:
     assert predictions_table(["the dog", "long"], answers).splitlines() == [
         "animals\tdog\t0.7500\tthe dog",
         "sizes\t-\t2.5000\tlong",
+    ]
+
+
+def test_what_was_written_stays_on_its_line() -> None:
+    answers = [Generation("a", "one\ntwo"), Generation("b", "back\\slash")]
+    assert generations_table(["first\nline", "x"], answers).splitlines() == [
+        "a\tone\\ntwo\tfirst\\nline",
+        "b\tback\\\\slash\tx",
     ]
 
 

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from hf_merge.errors import RecipeError, nearest
+from hf_merge.recipe.data import DataSpec, Section
 
 
-METRICS = ("accuracy", "matthews", "f1", "pearson_spearman")
+__all__ = [
+    "METRICS", "PRESETS", "BaseSpec", "DataSpec", "MergeSpec", "Recipe", "RouterSpec", "SearchSpec", "TaskSpec",
+    "differences", "settings_of",
+]  # fmt: skip
+
+METRICS = ("accuracy", "matthews", "f1", "pearson_spearman", "exact_match")
 MAX_RECIPE_BYTES = 1 << 20
 # What a preset sets other than the defaults; a recipe may still say otherwise (docs/adr/0011-preset-fast.md).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -31,47 +37,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
-class _Section(BaseModel):
-    """A part of the recipe: immutable, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseSpec(_Section):
+class BaseSpec(Section):
     """The pre-trained checkpoint: a Hub id or a local folder, and the revision to pin."""
 
     model: str = Field(min_length=1)
     revision: str | None = None
 
 
-class DataSpec(_Section):
-    """Where a task's rows are and which columns they use.
-
-    `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits`
-    renames splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names
-    `image`.
-    """
-
-    path: str = Field(min_length=1)
-    name: str | None = None
-    revision: str | None = None
-    data_files: dict[Literal["train", "validation", "test"], str] | None = None
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    text: str | None = None
-    text_pair: str | None = None
-    image: str | None = None
-    label: str = "label"
-
-    @model_validator(mode="after")
-    def _one_input(self) -> "DataSpec":
-        if (self.text is None) == (self.image is None):
-            raise ValueError("name either a 'text' column (with or without 'text_pair') or an 'image' column")
-        if self.image is not None and self.text_pair is not None:
-            raise ValueError("'text_pair' belongs to a 'text' column, not to an 'image' column")
-        return self
-
-
-class TaskSpec(_Section):
+class TaskSpec(Section):
     """One task: a name, the checkpoint or the peft adapter trained for it, its data and its metric.
 
     `labels` names the classes in the order of the head's outputs, where the checkpoint does not: adapters never do.
@@ -101,6 +74,19 @@ class TaskSpec(_Section):
             raise ValueError("name either a 'model' (a fine-tuned checkpoint) or an 'adapter' (of peft), and not both")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_texts(cls, given: object) -> object:
+        if isinstance(given, dict) and isinstance(given.get("data"), dict) and given["data"].get("target") is not None:
+            return {"metric": "exact_match"} | given
+        return given
+
+    @model_validator(mode="after")
+    def _metric_that_fits(self) -> "TaskSpec":
+        if (self.metric == "exact_match") != (self.data.target is not None):
+            raise ValueError(f"the metric '{self.metric}' does not fit: 'exact_match' goes with data.target, no other")
+        return self
+
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, metric: str) -> str:
@@ -109,7 +95,7 @@ class TaskSpec(_Section):
         return metric
 
 
-class MergeSpec(_Section):
+class MergeSpec(Section):
     """How components are cut, how a group is merged, and how an expert is stored.
 
     A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`.
@@ -130,7 +116,7 @@ class MergeSpec(_Section):
         return value
 
 
-class SearchSpec(_Section):
+class SearchSpec(Section):
     """How the Pareto front is searched; the defaults are preset `paper`, and `fast` changes those of `PRESETS`.
 
     `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist
@@ -168,7 +154,7 @@ class SearchSpec(_Section):
         return self
 
 
-class RouterSpec(_Section):
+class RouterSpec(Section):
     """How the router is trained; `layers` is the number of pre-trained blocks its features pass, or `all`.
 
     `layers: auto` takes 0 (the embedding layer) for text and `all` for images.
@@ -180,7 +166,7 @@ class RouterSpec(_Section):
     layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = "auto"
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """The whole request, immutable; `Recipe.load` reads it from a file."""
 
     base: BaseSpec

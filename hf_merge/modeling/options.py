@@ -1,0 +1,67 @@
+"""Scores of answer options under a language model: how likely each is after its prompt, per token.
+
+The score of an option is the mean of log p over its tokens, given the prompt and the tokens before: minus the loss
+that transformers computes with the option as labels. Dividing by the length keeps long options from losing for their
+length alone.
+
+Source: T-Few, arXiv 2205.05638, section 3.2 (length normalisation).
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+IGNORED = -100  # what transformers' losses pass over
+
+
+def option_scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Returns the score of every option of every row: [rows, options] float32, the mean log-likelihood per token.
+
+    Args:
+        model: A language model of transformers.
+        inputs: Of a decoder `input_ids` and `attention_mask` [rows, options, length], prompt and option one after the
+            other; of an encoder-decoder [rows, length], the prompt. And `labels` [rows, options, positions]: the
+            option's tokens, `IGNORED` elsewhere.
+    """
+    rows, options = inputs["labels"].shape[:2]
+    labels = inputs["labels"].flatten(0, 1)
+    if model.config.is_encoder_decoder:
+        logits = _decoded(model, inputs, labels, options)
+    else:
+        labels, logits = _continued(model, inputs, labels)
+    losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return (-losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)).view(rows, options)
+
+
+def _continued(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the labels [sequences, positions] from the first that counts, and a decoder's logits for them."""
+    first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+    keep = labels.shape[1] - first + 1
+    given = {name: inputs[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    # The logits of the prompt are large and nobody needs them; some models can leave them out.
+    logits: Tensor = model(**given, **_known(model, use_cache=False, logits_to_keep=keep)).logits
+    return labels[:, first:], logits[:, -keep:][:, :-1]
+
+
+def _decoded(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, options: int) -> Tensor:
+    """Returns an encoder-decoder's logits [sequences, positions, words]; each prompt is encoded once."""
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(options, dim=0)
+    # What the decoder begins with is the model's own matter: for mBART it is the option's last token, a language.
+    logits: Tensor = model(
+        encoder_outputs=encoded,
+        attention_mask=inputs["attention_mask"].repeat_interleave(options, dim=0),
+        labels=labels,
+        **_known(model, use_cache=False),
+    ).logits
+    return logits
+
+
+def _known(model: Any, **settings: Any) -> dict[str, Any]:
+    """Returns the settings that a model's `forward` knows by name; they spare memory and change no result."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in settings.items() if name in known}

@@ -1,0 +1,170 @@
+"""Sources opened: pulled and pinned, checkpoints and adapters aligned, the backbone cut into components."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hf_merge.errors import CheckpointDamaged, HubError, RecipeError
+from hf_merge.merging.components import BASE, Component, Place, cut, places
+from hf_merge.modeling.assembly import Head, Kind, require_kind, used_names
+from hf_merge.modeling.language import language_kind
+from hf_merge.modeling.layouts import names_in_memory
+from hf_merge.recipe import DataSpec, Recipe, TaskSpec
+from hf_merge.searching.splits import BUILDERS, check_source
+from hf_merge.storing import hub
+from hf_merge.storing.adapted import align_adapted
+from hf_merge.storing.adapters import Adapter
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, FineTune, align
+from hf_merge.storing.language import LanguageCheckpoint, complete_base
+from hf_merge.workflow.speaking import refuse_speakers
+
+
+class Opening(ExitStack):
+    """Checkpoints being opened, and closed again together."""
+
+    def __init__(self, headers_only: bool, access: hub.Access, checkpoint: type[Checkpoint]) -> None:
+        """Prepares to open checkpoints of a class, all of their weights or their headers only."""
+        super().__init__()
+        self._access, self._scratch, self._checkpoint = access, Path(), checkpoint
+        self._headers_only = headers_only
+        if headers_only:
+            self._scratch = Path(self.enter_context(TemporaryDirectory(prefix="hf-merge-")))
+
+    def open(self, name: str, source: str, revision: str | None) -> Checkpoint:
+        """Returns a checkpoint opened, pulled first where it is on the Hub."""
+        if self._headers_only:
+            resolved = hub.pull_headers(source, revision, self._scratch / name, access=self._access)
+        else:
+            resolved = hub.pull_checkpoint(source, revision, access=self._access)
+        checkpoint = self._checkpoint(source, resolved.folder, resolved.revision, headers_only=self._headers_only)
+        return self.enter_context(checkpoint)
+
+    def open_task(self, task: TaskSpec) -> Checkpoint | Adapter:
+        """Returns a task's checkpoint or adapter opened, pulled first where it is on the Hub."""
+        if task.adapter is None:
+            return self.open(f"task {task.name}", task.source, task.revision)
+        resolved = hub.pull_checkpoint(task.adapter, task.revision, access=self._access)
+        return self.enter_context(Adapter(task.adapter, resolved.folder, resolved.revision))
+
+
+def aligned(base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], kind: Kind) -> Family:
+    """Returns the base and what was trained on it, aligned by name.
+
+    Raises:
+        ModelMismatch: They cannot be merged; every clash is listed.
+        CheckpointDamaged: The adapter of a classifier holds no head.
+    """
+    whole = {task: held for task, held in tuned.items() if isinstance(held, Checkpoint)}
+    if len(whole) == len(tuned):
+        return align(base, whole)
+    adapters = {task: held for task, held in tuned.items() if isinstance(held, Adapter)}
+    headless = next((task for task, held in adapters.items() if not held.whole()), None)
+    if headless is not None and kind in ("text", "image"):
+        raise CheckpointDamaged(
+            f"Task '{headless}' ({tuned[headless].source}): the adapter holds no head, which a classifier needs. "
+            "Train it with task_type SEQ_CLS, or name the head in modules_to_save."
+        )
+    names = list(base.backbone().values())
+    used = used_names(base.config, kind, names, base.trunk) if kind in ("text", "image") else names
+    return align_adapted(base, tuned, used, names_in_memory(base.config))
+
+
+def head_of(task: TaskSpec, tuned: FineTune) -> Head:
+    """Returns what a task's head answers, its labels named by the recipe where its checkpoint does not.
+
+    Raises:
+        RecipeError: Recipe and checkpoint name different labels, or another number of them.
+    """
+    if task.data.wording is not None:
+        return Head.worded(task.data.wording)
+    head = Head.of(tuned.config)
+    if task.labels is None or task.labels == head.labels:
+        return head
+    if head.labels is not None or len(task.labels) != head.num_labels:
+        found = f"{head.num_labels} outputs" if head.labels is None else f"the labels {', '.join(head.labels)}"
+        raise RecipeError(
+            f"Task '{task.name}': the recipe names the labels {', '.join(task.labels)}, and {task.source} has "
+            f"{found}. Leave `labels` out, or name one for each output, in their order."
+        )
+    return replace(head, labels=task.labels)
+
+
+def places_in(family: Family) -> dict[str, Place]:
+    """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""
+    of_base = places(family.of_base)
+    return {name: of_base[family.adapted.get(name, name)] for name in family.shapes}
+
+
+def components_of(family: Family, granularity: str, stages: int) -> tuple[Component, ...]:
+    """Returns the partition of the backbone: of adapters their own tensors, and the base as one more component."""
+    placed = places_in(family)
+    if not family.adapted:
+        return cut(placed, granularity, stages=stages)
+    shared = tuple(sorted(name for name in placed if name not in family.adapted))
+    own = cut({name: placed[name] for name in family.adapted}, granularity, stages=stages)
+    return (Component(BASE, shared, shared=True), *own)
+
+
+def pinned_recipe(
+    recipe: Recipe, base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], access: hub.Access
+) -> Recipe:
+    """Returns the recipe with every Hub source pinned to the commit that was pulled, every local path absolute."""
+    tasks = tuple(
+        task.model_copy(
+            update={
+                task.source_key: _address(tuned[task.name]),
+                "revision": tuned[task.name].revision,
+                "data": _located(task, access),
+            }
+        )
+        for task in recipe.tasks
+    )
+    pinned = recipe.base.model_copy(update={"model": _address(base), "revision": base.revision})
+    return recipe.model_copy(update={"base": pinned, "tasks": tasks})
+
+
+def _address(checkpoint: Checkpoint | Adapter) -> str:
+    return checkpoint.source if checkpoint.revision is not None else str(checkpoint.folder.absolute())
+
+
+def _located(task: TaskSpec, access: hub.Access) -> DataSpec:
+    """Returns where rows are, a data set on the Hub at one commit, local files by absolute path."""
+    data = task.data
+    check_source(task)
+    if data.path not in BUILDERS and not Path(data.path).exists():
+        return data.model_copy(update={"revision": _pinned_dataset(data, access)})
+    if data.data_files is None:
+        return data.model_copy(update={"path": str(Path(data.path).absolute())})
+    files = {
+        split: str(Path(file).absolute()) if Path(file).exists() else file for split, file in data.data_files.items()
+    }
+    return data.model_copy(update={"data_files": files})
+
+
+def _pinned_dataset(data: DataSpec, access: hub.Access) -> str | None:
+    try:
+        return hub.pin_dataset(data.path, data.revision, access)
+    except HubError:
+        if access.offline:
+            return data.revision  # `datasets` keeps what it has read in a cache of its own
+        raise
+
+
+def settled_kind(reads: str, base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter]) -> Kind:
+    """Returns the kind of a family's models, after checking that the checkpoints are of it.
+
+    Raises:
+        ModelMismatch: A checkpoint is of another kind.
+        UnsupportedArchitecture: transformers has no such class for the model type.
+    """
+    if isinstance(base, LanguageCheckpoint):
+        complete_base(base, {task: item for task, item in tuned.items() if isinstance(item, LanguageCheckpoint)})
+        kind = language_kind(base.config)
+    else:
+        refuse_speakers({task: item for task, item in tuned.items() if isinstance(item, Checkpoint)})
+        kind = "text" if reads == "text" else "image"
+    require_kind(base.config, kind)
+    return kind

@@ -1,0 +1,66 @@
+"""Sources opened: each told where it belongs, heads named by who knows, adapters cut beside their base."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hf_merge.errors import CheckpointDamaged, RecipeError
+from hf_merge.recipe import Recipe
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.search import search
+from tests.storing.test_adapters import edited
+from tests.tiny_models import TinyFamily
+from tests.workflow.test_adapters import FULL, Build
+
+
+@pytest.mark.parametrize(
+    ("granularity", "expected"), [("model", ["base", "model"]), ("type", ["base", "attention", "mlp"])]
+)
+def test_adapters_are_cut_beside_their_base(tiny_adapters: Build, granularity: str, expected: list[str]) -> None:
+    document = tiny_adapters("bert", "lora").recipe(merge={"granularity": granularity})
+    with open_project(Recipe.parse(document, "test")) as project:
+        assert [part.name for part in project.components] == expected
+        assert [part.shared for part in project.components] == [True] + [False] * (len(expected) - 1)
+        tensors = [name for part in project.components for name in part.tensors]
+        assert sorted(tensors) == sorted(project.family.shapes)
+        assert set(project.components[0].tensors) == set(project.family.of_base)
+
+
+def test_an_adapter_given_as_a_model_or_as_the_base_is_told_where_it_belongs(tiny_adapters: Build) -> None:
+    document = tiny_adapters("bert", "ia3").recipe()
+    as_model = [{**task, "model": task["adapter"]} for task in document["tasks"]]
+    for task in as_model:
+        del task["adapter"]
+    folder = document["tasks"][0]["adapter"]
+    for other in ({**document, "tasks": as_model}, {**document, "base": {"model": folder}}):
+        with (
+            pytest.raises(CheckpointDamaged, match="is an adapter of peft"),
+            open_project(Recipe.parse(other, "test")),
+        ):
+            pass
+
+
+def test_an_adapter_without_a_head_is_refused(tiny_adapters: Build, tmp_path: Path) -> None:
+    family = tiny_adapters("bert", "ia3")
+    folder = edited(family.tasks["animals"].folder, tmp_path / "headless")
+    held = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in held.items() if "classifier" not in name},
+        folder / "adapter_model.safetensors",
+    )
+    document = family.recipe(**FULL)
+    document["tasks"][0]["adapter"] = str(folder)
+    with pytest.raises(CheckpointDamaged, match="holds no head"):
+        search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
+
+
+def test_labels_that_the_checkpoint_names_otherwise_are_a_clash(tiny_family: Callable[[str], TinyFamily]) -> None:
+    document = tiny_family("bert").recipe()
+    document["tasks"][0]["labels"] = ["dog", "cat"]
+    with (
+        open_project(Recipe.parse(document, "test")) as project,
+        pytest.raises(RecipeError, match=r"names the labels dog, cat, and .* has the labels cat, dog"),
+    ):
+        _ = project.heads
