@@ -8,8 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from hf_merge.errors import CheckpointDamaged, RecipeError
 from hf_merge.recipe import Recipe
+from hf_merge.storing.hub import Access
+from hf_merge.workflow.origin import published_recipe
 from hf_merge.workflow.project import open_project
 from hf_merge.workflow.search import search
+from tests.hub_server import HubServer
 from tests.storing.test_adapters import edited
 from tests.tiny_models import TinyFamily
 from tests.workflow.test_adapters import FULL, Build
@@ -64,3 +67,28 @@ def test_labels_that_the_checkpoint_names_otherwise_are_a_clash(tiny_family: Cal
         pytest.raises(RecipeError, match=r"names the labels dog, cat, and .* has the labels cat, dog"),
     ):
         _ = project.heads
+
+
+def test_adapters_on_the_hub_are_pinned_and_named_as_such(
+    hub: HubServer, tiny_adapters: Build, tmp_path: Path
+) -> None:
+    family = tiny_adapters("bert", "lora")
+    names = {"base": family.base} | {task: tiny.folder for task, tiny in family.tasks.items()}
+    commits = {
+        name: hub.publish(f"alice/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+        for name, folder in names.items()
+    }
+    document = family.recipe()
+    document["base"]["model"] = "alice/base"
+    for task in document["tasks"]:
+        task["adapter"] = f"alice/{task['name']}"
+    access = Access(cache_dir=tmp_path, endpoint=hub.endpoint, sleep=lambda _: None)
+    with open_project(Recipe.parse(document, "test"), access=access) as project:
+        pinned = project.recipe
+        assert project.family.adapted
+    assert pinned.base.revision == commits["base"]
+    for task in pinned.tasks:
+        assert (task.model, task.adapter, task.revision) == (None, f"alice/{task.name}", commits[task.name])
+    assert Recipe.parse(pinned.model_dump(mode="json"), "test") == pinned
+    told = published_recipe(pinned)
+    assert "adapter: alice/animals" in told and str(tmp_path) not in told
