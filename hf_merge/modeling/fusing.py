@@ -44,20 +44,25 @@ class Fusing:
     convert: Convert
 
 
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """How the tensors of a model are stored.
+@dataclass(frozen=True)
+class Layout:
+    """What a model keeps on disk.
 
     Attributes:
-        shapes: The shape of every tensor by its name on disk.
+        shapes: The shape of every tensor by its name on disk; of tied ones only that which `save_pretrained` writes.
         memory: The name in memory of those tensors that are the same in both, by name on disk.
     """
 
     shapes: Mapping[str, Shape]
     memory: Mapping[str, str]
 
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The names on disk of the tensors that the model fuses, splits or turns in memory."""
+        return tuple(name for name in self.shapes if name not in self.memory)
 
-def storage_of(model: Any, weights: Mapping[str, Tensor]) -> Storage:
+
+def storage_of(model: Any, weights: Mapping[str, Tensor]) -> Layout:
     """Returns how some weights of a transformers model are stored; no weight is read, and none is converted.
 
     Args:
@@ -67,13 +72,13 @@ def storage_of(model: Any, weights: Mapping[str, Tensor]) -> Storage:
     stand_ins = _stand_ins(weights)
     names = {id(stand_in): name for name, stand_in in reversed(stand_ins.items())}
     on_disk: dict[str, Tensor] = revert_weight_conversion(model, dict(stand_ins))
-    return Storage(
+    return Layout(
         {name: tuple(held.shape) for name, held in on_disk.items()},
         {name: names[id(held)] for name, held in on_disk.items() if id(held) in names},
     )
 
 
-def fusings_of(model: Any, weights: Mapping[str, Tensor], storage: Storage) -> list[Fusing]:
+def fusings_of(model: Any, weights: Mapping[str, Tensor], storage: Layout) -> list[Fusing]:
     """Returns how tensors become what a model runs that are stored otherwise, in the groups that convert together.
 
     Args:
@@ -81,9 +86,7 @@ def fusings_of(model: Any, weights: Mapping[str, Tensor], storage: Storage) -> l
         weights: Its tensors by name in memory.
         storage: How these are stored.
     """
-    stored = {
-        name: torch.empty(shape, device="meta") for name, shape in storage.shapes.items() if name not in storage.memory
-    }
+    stored = {name: torch.empty(storage.shapes[name], device="meta") for name in storage.fused}
     if not stored:
         return []
     # `revert_weight_conversion` leaves prefixes alone too, for a model that no checkpoint was loaded into.

@@ -6,39 +6,21 @@ run as one tensor lie there one by one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from hf_merge.merging.components import Shape
 from hf_merge.modeling.assembly import TransformersModel, skeleton_of
-from hf_merge.modeling.fusing import storage_of
+from hf_merge.modeling.fusing import Layout, storage_of
 from hf_merge.modeling.skeletons import BlameConfig, configuration
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a model keeps on disk.
-
-    Attributes:
-        shapes: The shape of every tensor by its name on disk; of tied ones only that which `save_pretrained` writes.
-        memory: The name in memory of those tensors that are the same in both, by name on disk.
-    """
-
-    shapes: Mapping[str, Shape]
-    memory: Mapping[str, str]
-
-    @property
-    def fused(self) -> tuple[str, ...]:
-        """The names on disk of the tensors that the model fuses, splits or turns in memory."""
-        return tuple(name for name in self.shapes if name not in self.memory)
+__all__ = ["Layout", "layout_of", "names_in_memory"]
 
 
 def layout_of(model: TransformersModel) -> Layout:
     """Returns the layout on disk of a transformers model, which may be on the meta device."""
-    storage = storage_of(model, _weights(model))
-    return Layout(storage.shapes, storage.memory)
+    return storage_of(model, _weights(model))
 
 
 def names_in_memory(config: Mapping[str, Any]) -> dict[str, str]:
