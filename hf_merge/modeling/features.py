@@ -27,6 +27,7 @@ from hf_merge.merging.roles import role_of
 from hf_merge.modeling.assembly import empty_base
 from hf_merge.modeling.skeletons import BlameConfig, Slot, configuration, fusions, in_precision, move_buffers, slots
 from hf_merge.storing.counterparts import counterpart, prefixes_of
+from hf_merge.storing.tensor_names import is_pooler
 
 
 ALL_LAYERS = -1
@@ -64,7 +65,7 @@ class FeatureModel:
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
         unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
-        lacking = [name for name in unused if not _is_pooler(name) and role_of(name) != "head"]
+        lacking = [name for name in unused if not is_pooler(name) and role_of(name) != "head"]
         if lacking:
             raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
         for slot in unused.values():  # what a pooler or head gives is thrown away
@@ -232,7 +233,7 @@ def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[
 
     A skeleton without blocks shows no trunk of its own, so it is the prefix under which most of the names are found.
     """
-    inside = {name: name.removeprefix(trunk) for name in names if not _is_pooler(name)}
+    inside = {name: name.removeprefix(trunk) for name in names if not is_pooler(name)}
     prefixes = sorted({""} | {f"{name.split('.', 1)[0]}." for name in held})
     own = max(prefixes, key=lambda prefix: sum(prefix + short in held for short in inside.values()))
     found = {name: held[own + short] for name, short in inside.items() if own + short in held}
@@ -240,10 +241,6 @@ def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[
         others = {name: counterpart(short, held, prefixes_of(held)) for name, short in inside.items()}
         found = {name: held[other] for name, other in others.items() if other is not None}
     return found
-
-
-def _is_pooler(name: str) -> bool:
-    return "pooler" in name.split(".")
 
 
 def _depth(layers: int) -> int | None:

@@ -23,7 +23,7 @@ from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.repo_files import ADAPTER_CONFIG
 from hf_merge.storing.shards import find_shards
 from hf_merge.storing.strict_json import quote, read_json
-from hf_merge.storing.tensor_names import present_name, weights_of
+from hf_merge.storing.tensor_names import is_pooler, present_name, weights_of
 from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
 
 
@@ -185,8 +185,8 @@ def backbones_beside(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[
 
 
 def _name_clashes(inside: Mapping[str, str], own: Mapping[str, str], place: str) -> Iterator[str]:
-    missing = [inside[key] for key in inside if key not in own and not _is_pooler(key)]
-    extra = [own[key] for key in own if key not in inside and not _is_pooler(key)]
+    missing = [inside[key] for key in inside if key not in own and not is_pooler(key)]
+    extra = [own[key] for key in own if key not in inside and not is_pooler(key)]
     for names, what in ((missing, "the base has and it lacks"), (extra, "it has and the base lacks")):
         if names:
             yield f"{place}: backbone tensors that {what}: {_some(names)}"
@@ -205,16 +205,11 @@ def _shape_clashes(base: Checkpoint, tuned: Checkpoint, own: Mapping[str, str], 
 
 def _uneven(base: Checkpoint, backbones: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yields a line per pooler tensor of the base that some fine-tunes have and others lack."""
-    for key in (key for key in base.backbone() if _is_pooler(key)):
+    for key in (key for key in base.backbone() if is_pooler(key)):
         having = [task for task, own in backbones.items() if key in own]
         if having and len(having) < len(backbones):
             lacking = [task for task in backbones if task not in having]
             yield f"'{key}' is in {_some(having)} but not in {_some(lacking)}"
-
-
-def _is_pooler(name: str) -> bool:
-    """Returns whether a tensor is a pooler's, the one backbone part that task classes may leave out or add."""
-    return "pooler" in name.split(".")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -17,6 +17,11 @@ def present_name(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
+def is_pooler(name: str) -> bool:
+    """Returns whether a tensor is a pooler's, the one backbone part that task classes may leave out or add."""
+    return "pooler" in name.split(".")
+
+
 def weights_of(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """Returns the specs without buffers (which the model computes itself) and without copies of a tied embedding."""
     kept = {name: spec for name, spec in specs.items() if not _BUFFER.search(name)}
