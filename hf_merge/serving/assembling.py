@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from threading import Lock
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from hf_merge.storing.strict_json import read_json
 
 
 _HASHERS = 2
-_KINDS: Mapping[str, Kind] = {"text": "text", "image": "image", "causal": "causal", "seq2seq": "seq2seq"}
 
 
 class Assembler:
@@ -61,7 +60,7 @@ class Assembler:
         self.config = _read_config(member)
         self._names = [name for component in chain_map.components for name in component.tensors]
         self._trunk = trunk_of(self._names)
-        self.kind: Kind = _KINDS[chain_map.model.type]
+        self.kind = cast(Kind, chain_map.model.type)  # which the map's reader has checked
         self.heads = {task: _head(chain_map, task) for task in member.tasks}
         self.tokens = SpecialTokens()
 
