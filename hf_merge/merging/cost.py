@@ -61,8 +61,7 @@ def configuration_cost(
         head_parameters: Parameters of all heads trained per task together.
     """
     stored = sum(
-        (1 if component.shared else len(groups(partition)))
-        * stored_parameters({name: shapes[name] for name in component.tensors}, codec)
+        len(groups(partition)) * stored_parameters({name: shapes[name] for name in component.tensors}, codec)
         for component, partition in zip(components, grouping, strict=True)
     )
     return normalised(stored + head_parameters, parameters)

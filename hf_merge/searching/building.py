@@ -63,7 +63,7 @@ class ExpertBuilder:
         return tuple(
             self._key(component, members)
             for component, partition in zip(self.components, grouping, strict=True)
-            for members in groups(partition)[: 1 if component.shared else None]
+            for members in groups(partition)
         )
 
     def expert(self, key: ExpertKey) -> Expert:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_merge.merging.components import unplaced
 from hf_merge.merging.cost import bytes_of, configuration_cost
-from hf_merge.merging.grouping import all_merged, all_separate
+from hf_merge.merging.grouping import Grouping
 from hf_merge.recipe import Recipe
 from hf_merge.storing import hub
 from hf_merge.workflow.project import Project, open_project
@@ -91,10 +91,10 @@ def as_json(found: Plan) -> dict[str, Any]:
 
 
 def _plan(project: Project) -> Plan:
-    family, recipe, tasks = project.family, project.recipe, len(project.family.tasks)
+    family, recipe = project.family, project.recipe
     placed = project.places()
-    merged, separate = (_uniform_cost(project, partition) for partition in (all_merged(tasks), all_separate(tasks)))
     space = project.space()
+    merged, separate = (_cost(project, extreme.grouping) for extreme in (space.all_merged(), space.all_separate()))
     positions = recipe.search.max_length or (_PATCHES if project.kind == "image" else _TOKENS)
     return Plan(
         base=family.base.source,
@@ -124,9 +124,8 @@ def _plan(project: Project) -> Plan:
     )
 
 
-def _uniform_cost(project: Project, partition: tuple[int, ...]) -> float:
+def _cost(project: Project, grouping: Grouping) -> float:
     family = project.family
-    grouping = (partition,) * len(project.components)
     return configuration_cost(
         project.components,
         family.shapes,
