@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_verbosity(logging.ERROR)
     tasks = read_suite(chosen.data.resolve(), chosen.tasks)
     scores = make_and_score(base.resolve(), tasks, chosen.cache.resolve())
-    write_recipe(base.resolve(), tasks, chosen.cache.resolve(), chosen.validation_rows, chosen.dtype)
+    cache = chosen.cache.resolve()
+    entries = [recipe_task(task, cache / task.training.name) for task in tasks]
+    write_recipe(base.resolve(), entries, cache, chosen.validation_rows, chosen.dtype)
     print(table({task.training.name: scores[task.training.name] for task in tasks}))
 
 
@@ -172,19 +174,19 @@ def score(metric: str, logits: Tensor, labels: Tensor) -> float:
     return float(measure(labels, logits.argmax(dim=-1)))
 
 
-def write_recipe(base: Path, tasks: Sequence[SuiteTask], cache: Path, rows: int, dtype: str) -> None:
+def write_recipe(base: Path, tasks: Sequence[dict[str, Any]], cache: Path, rows: int, dtype: str) -> None:
     """Writes `recipe.yaml`, which searches the merges of the tasks' models as the paper does.
 
     Args:
         base: Folder of the base model.
-        tasks: The tasks, in order.
-        cache: Folder of their models, and of the recipe.
+        tasks: The tasks' entries, in order.
+        cache: Folder of the recipe.
         rows: Validation rows a task to search by.
         dtype: What the search computes in.
     """
     recipe = {
         "base": {"model": str(base)},
-        "tasks": [recipe_task(task, cache / task.training.name) for task in tasks],
+        "tasks": list(tasks),
         "merge": {"methods": ["task_arithmetic"], "granularity": "type", "codecs": ["int8"]},
         "search": {
             "preset": "paper",

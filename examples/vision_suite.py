@@ -24,10 +24,9 @@ from typing import Any
 
 import pyarrow.parquet
 import torch
-import yaml
 from finetune import FineTuning, loss, parameter_groups, quality, rate
 from PIL import Image
-from text_suite import SPLITS, score, table, write_text
+from text_suite import SPLITS, score, table, write_recipe, write_text
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -107,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = [task for task in suite if chosen.tasks is None or task.name in chosen.tasks]
     base = prepare_base(chosen.base.resolve(), cache / "base")
     scores = make_and_score(base, tasks, cache, chosen.steps)
-    write_recipe(base, tasks, cache, chosen.validation_rows, chosen.dtype)
+    entries = [recipe_task(task, cache / task.name) for task in tasks]
+    write_recipe(base, entries, cache, chosen.validation_rows, chosen.dtype)
     print(table({task.name: scores[task.name] for task in tasks}))
 
 
@@ -262,33 +262,6 @@ def score_task(base: Path, rows: dict[str, Pictures], folder: Path) -> dict[str,
         }
         for name in ("majority", "pre_trained", "fine_tuned")
     }
-
-
-def write_recipe(base: Path, tasks: Sequence[VisionTask], cache: Path, rows: int, dtype: str) -> None:
-    """Writes `recipe.yaml`, which searches the merges of the tasks' models as the paper does.
-
-    Args:
-        base: Folder of the base model.
-        tasks: The tasks, in order.
-        cache: Folder of their models, and of the recipe.
-        rows: Validation rows a task to search by.
-        dtype: What the search computes in.
-    """
-    recipe = {
-        "base": {"model": str(base)},
-        "tasks": [recipe_task(task, cache / task.name) for task in tasks],
-        "merge": {"methods": ["task_arithmetic"], "granularity": "type", "codecs": ["int8"]},
-        "search": {
-            "preset": "paper",
-            "population": 20,
-            "evaluations": 300,
-            "validation_rows": rows,
-            "dtype": dtype,
-            "seed": 0,
-        },
-        "router": {"rows_per_task": 1000, "epochs": 30, "learning_rate": 5.0e-4},
-    }
-    write_text(cache / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, width=1000))
 
 
 def recipe_task(task: VisionTask, folder: Path) -> dict[str, Any]:
