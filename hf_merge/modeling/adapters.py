@@ -41,15 +41,14 @@ def attach(model: nn.Module, slots: Mapping[str, Slot], shapes: Mapping[str, Sha
     """
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
-    modules = {name.removesuffix(suffix): name for name in shapes for suffix in _SUFFIXES if name.endswith(suffix)}
-    holders = {module: _holder(model, slots, module) for module in modules}
+    holders = {module: _holder(model, slots, module) for module in dict.fromkeys(map(_module_of, shapes))}
     # Inside a plain module, for peft asks models for attributes that newer transformers warn of.
     shell = nn.ModuleDict({"model": model})
     places = {id(held): name for name, held in shell.named_modules()}
     paths = {module: places[id(holder)] for module, holder in holders.items()}
     transposed = any(isinstance(holder, Conv1D) for holder in holders.values())
     if any(name.endswith(VECTOR_SUFFIX) for name in shapes):
-        inputs = [paths[module] for module in modules if shapes[module + VECTOR_SUFFIX][0] == 1]
+        inputs = [path for module, path in paths.items() if shapes[module + VECTOR_SUFFIX][0] == 1]
         settings = IA3Config(
             target_modules=_any_of(paths.values()), feedforward_modules=_any_of(inputs), fan_in_fan_out=transposed
         )
@@ -92,11 +91,16 @@ def _holder(model: nn.Module, slots: Mapping[str, Slot], module: str) -> nn.Modu
 
 def _slot(model: nn.Module, paths: Mapping[str, str], name: str, shape: Shape) -> Slot:
     """Returns where an adapter's tensor lives: in peft's layer around the module it acts on."""
-    suffix = next(suffix for suffix in _SUFFIXES if name.endswith(suffix))
-    layer = model.get_submodule(paths[name.removesuffix(suffix)])
-    if suffix == VECTOR_SUFFIX:
-        return Slot(shape, [(layer.get_submodule("ia3_l"), _NAME)])
-    return Slot(shape, [(layer.get_submodule(f"{suffix.split('.')[1]}.{_NAME}"), "weight")])
+    module = _module_of(name)
+    layer, part = model.get_submodule(paths[module]), name.removeprefix(module).split(".")[1]
+    if name.endswith(VECTOR_SUFFIX):
+        return Slot(shape, [(layer.get_submodule(part), _NAME)])
+    return Slot(shape, [(layer.get_submodule(f"{part}.{_NAME}"), "weight")])
+
+
+def _module_of(name: str) -> str:
+    """Returns the module that an adapter's tensor acts on, named as the model names its weight on disk."""
+    return name.removesuffix(next(suffix for suffix in _SUFFIXES if name.endswith(suffix)))
 
 
 def _any_of(paths: Iterable[str]) -> str:
