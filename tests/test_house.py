@@ -94,8 +94,8 @@ THIRD_PARTIES = {
     "sklearn": Place(inside=("merging.grouping",), loading=("searching.surrogate", "searching.metrics")),
     "torch": Place(
         loading=(
-            "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors", "merging.ranges",
-            "merging.statistics", "merging.task_vectors",
+            "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors",
+            "merging.group_reader", "merging.ranges", "merging.statistics", "merging.task_vectors",
             "storing.tensors", "storing.library", "storing.checkpoints", "storing.families",
             "storing.adapters", "storing.adapted", "storing.language",
             "modeling.*", "searching.building", "searching.evaluation", "searching.judging",

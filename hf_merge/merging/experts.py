@@ -10,30 +10,20 @@ Source: MERGE, arXiv 2602.06552, Eq. 4-6.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging import codecs, factors, methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
-from hf_merge.merging.methods import Member, MethodSpec
-from hf_merge.merging.ranges import bounds, extremes, is_within
+from hf_merge.merging.group_reader import GroupReader, Members, TensorSource
+from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.statistics import is_statistic, pooled, units_of
-
-
-class TensorSource(Protocol):
-    """Something that reads backbone tensors by their name in the base."""
-
-    def read(self, name: str, out: Tensor | None = None) -> Tensor:
-        """Returns the tensor as float32, in `out` where it is given."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +103,19 @@ def build_expert(
     Raises:
         NonFiniteWeights: A member or the base holds NaN or infinity; the message names task and tensor.
     """
-    sources = _Sources(key, shapes, base, members)
+    reader = GroupReader(key.members, key.codec, shapes, base, members)
+    encode = codecs.get(key.codec.name).encode
     encoded: dict[str, Tensor] = {}
     refused: list[str] = []
     wider: list[str] = []
-    for names in _units(key, component):
-        merged = _merge_unit(sources, names)
-        for name, flat in zip(names, sources.split(merged, names), strict=True):
-            tensors = sources.codec.encode(name, flat.view(shapes[name]), sources.mean_range(name), key.codec.mapping)
-            stored = tensors[name]
-            if sources.is_wider(name, flat):
-                wider.append(name)
-            if sources.is_quantised(name) and stored.dtype == torch.float32:
-                refused.append(name)
-            encoded |= {**tensors, name: _alone(stored)}
+    for name, flat in merged_tensors(key.members, key.method, component, reader):
+        tensors = encode(name, flat.view(shapes[name]), reader.mean_range(name), key.codec.mapping)
+        stored = tensors[name]
+        if reader.is_wider(name, flat):
+            wider.append(name)
+        if reader.is_quantised(name) and stored.dtype == torch.float32:
+            refused.append(name)
+        encoded |= {**tensors, name: _alone(stored)}
     parts = {name: shapes[name] for name in component.tensors}
     return Expert(key, encoded, tuple(refused), tuple(wider), stored_parameters(parts, key.codec, refused))
 
@@ -172,124 +161,74 @@ def find_fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     return None if bool(sound.all()) else "has a scale that is not finite and above 0, or a zero_point beyond 0 to 255"
 
 
-class _Sources:
-    """Reads base and members of one expert; while they stream by, it gathers their ranges and refuses NaN.
+def merged_tensors(
+    tasks: Sequence[str], method: MethodSpec | None, component: Component, reader: GroupReader
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields a component's tensors merged, by name, each [n] float32; a tensor may be a view of a whole unit.
 
-    The mean range of the members is the right-hand side of the codec's criterion.
+    Args:
+        tasks: The members of the group, in the recipe's order; none stands for the base itself.
+        method: How they are merged; None where there is at most one.
+        component: What is merged.
+        reader: Reads base and members.
+
+    Raises:
+        NonFiniteWeights: A member or the base holds NaN or infinity; the message names task and tensor.
     """
-
-    def __init__(
-        self, key: ExpertKey, shapes: Mapping[str, Shape], base: TensorSource, members: Mapping[str, TensorSource]
-    ) -> None:
-        self.key, self.codec = key, codecs.get(key.codec.name)
-        self._shapes, self._base, self._members = shapes, base, members
-        self._settings = key.codec.mapping
-        self._has_ranges = len(key.members) > 1 and self._settings.get("policy") in ("criterion", "always")
-        self._sums: dict[str, Tensor] = {}
-
-    def buffer(self, names: Sequence[str]) -> Tensor:
-        """Returns memory for the tensors `names` one after the other, [n] float32."""
-        return torch.empty(sum(prod(self._shapes[name]) for name in names), dtype=torch.float32)
-
-    def split(self, flat: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-        """Returns views of the tensors `names` in a buffer that holds them one after the other."""
-        return torch.split(flat, [prod(self._shapes[name]) for name in names])
-
-    def is_quantised(self, name: str) -> bool:
-        """Returns whether the codec quantises the tensor when its values allow it."""
-        return self.codec.quantises(name, self._shapes[name], self._settings)
-
-    def read_base(self, names: Sequence[str], out: Tensor) -> Tensor:
-        """Reads the base's tensors into `out` [n] float32 and returns it."""
-        for name, flat in zip(names, self.split(out, names), strict=True):
-            _finite_extremes(self._base.read(name, flat), "The base", name)
-        return out
-
-    def read_member(self, task: str, names: Sequence[str], out: Tensor) -> Tensor:
-        """Reads a member's tensors into `out` [n] float32 and returns it."""
-        for name, flat in zip(names, self.split(out, names), strict=True):
-            extreme = _finite_extremes(self._members[task].read(name, flat), f"Task '{task}'", name)
-            self._add_range(name, flat, extreme)
-        return out
-
-    def read_factors(self, task: str, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns a member's factors A [rank, in] and B [out, rank], balanced, float32."""
-        read = []
-        for name in names:
-            flat = self._members[task].read(name, torch.empty(prod(self._shapes[name])))
-            _finite_extremes(flat, f"Task '{task}'", name)
-            read.append(flat.view(self._shapes[name]))
-        pair = factors.balanced(read[0], read[1])
-        for name, factor in zip(names, pair, strict=True):
-            self._add_range(name, factor.reshape(-1), bounds(factor))
-        return pair
-
-    def _add_range(self, name: str, flat: Tensor, extreme: tuple[Tensor, Tensor]) -> None:
-        """Adds a member's range to the sum of a tensor; `extreme` is its smallest and its largest value."""
-        if not self._has_ranges or not self.is_quantised(name):
-            return
-        low, high = extreme
-        if self._settings.get("unit") == "row":
-            low, high = bounds(flat.view(self._shapes[name]), by_row=True)
-        span = high.double() - low.double()
-        self._sums[name] = self._sums[name] + span if name in self._sums else span
-
-    def is_wider(self, name: str, flat: Tensor) -> bool:
-        """Returns whether a merged tensor fails the criterion of Eq. 6, which is logged under every policy."""
-        mean = self.mean_range(name)
-        if mean is None:
-            return False
-        by_row = self._settings.get("unit") == "row"
-        low, high = extremes(name, flat.view(self._shapes[name]), by_row=by_row)
-        return not is_within(low, high, mean)
-
-    def mean_range(self, name: str) -> Tensor | None:
-        """Returns the mean range, a scalar or [rows] float64, or None where no criterion applies."""
-        return self._sums[name] / len(self.key.members) if name in self._sums else None
+    for names in _units(method, component):
+        merged = _copied(tasks, names, reader) if method is None else _merge_unit(tasks, method, names, reader)
+        yield from zip(names, reader.split(merged, names), strict=True)
 
 
-def _units(key: ExpertKey, component: Component) -> list[tuple[str, ...]]:
+def _units(method: MethodSpec | None, component: Component) -> list[tuple[str, ...]]:
     """Returns the tensors merged at once: all where a method's thresholds span the component, else each alone.
 
     The factors of an update are always merged together, and apart from other updates. No method sees the statistics
     of batch normalisation, which are pooled layer by layer.
     """
-    statistics = units_of(component.tensors) if key.method is not None else []
+    statistics = units_of(component.tensors) if method is not None else []
     pooled_names = {name for unit in statistics for name in unit}
     parts = factors.units([name for name in component.tensors if name not in pooled_names])
-    if key.method is not None and methods.get(key.method.name).scoped and key.method.mapping["scope"] == "component":
+    if method is not None and methods.get(method.name).scoped and method.mapping["scope"] == "component":
         together = tuple(part[0] for part in parts if not factors.is_pair(part))
         parts = [part for part in parts if factors.is_pair(part)] + ([together] if together else [])
     return parts + statistics
 
 
-def _merge_unit(sources: _Sources, names: Sequence[str]) -> Tensor:
+def _copied(tasks: Sequence[str], names: Sequence[str], reader: GroupReader) -> Tensor:
+    """Returns the tensors of the only member, or of the base where there is none, [n] float32."""
+    buffer = reader.buffer(names)
+    return reader.read_member(tasks[0], names, buffer) if tasks else reader.read_base(names, buffer)
+
+
+def _merge_unit(tasks: Sequence[str], spec: MethodSpec, names: Sequence[str], reader: GroupReader) -> Tensor:
     """Returns the merged weights of one unit, [n] float32; never more than base, one member and the method's own."""
-    key, buffer = sources.key, sources.buffer(names)
-    if key.method is None:
-        return sources.read_member(key.members[0], names, buffer) if key.members else sources.read_base(names, buffer)
     if is_statistic(names[0]):
-        return pooled(names, [sources.read_member(task, names, sources.buffer(names)) for task in key.members])
-    seeds = {task: _seed(key.method, names[0], task) for task in key.members}
+        return pooled(names, [reader.read_member(task, names, reader.buffer(names)) for task in tasks])
+    seeds = {task: _seed(spec, names[0], task) for task in tasks}
     if factors.is_pair(names):
-        return _merge_pair(sources, key.method, names, seeds)
-    stream = (Member(task, sources.read_member(task, names, buffer), seeds[task]) for task in key.members)
-    base = sources.read_base(names, sources.buffer(names))
-    return methods.get(key.method.name).merge(base, stream, key.method.mapping)
+        return _merge_pair(reader, spec, names, seeds)
+    method, buffer = methods.get(spec.name), reader.scratch(names, "member")
+    shape = reader.shape(names[0]) if method.shaped else buffer.shape
+    members = Members(lambda task: reader.read_member(task, names, buffer).view(shape), seeds)
+    base = reader.read_base(names, reader.scratch(names, "base")).view(shape)
+    return method.merge(base, members, spec.mapping).reshape(-1)
 
 
-def _merge_pair(sources: _Sources, spec: MethodSpec, names: Sequence[str], seeds: Mapping[str, int]) -> Tensor:
+def _merge_pair(reader: GroupReader, spec: MethodSpec, names: Sequence[str], seeds: Mapping[str, int]) -> Tensor:
     """Returns the merged factors of an update, A and B one after the other, [n] float32, of the rank they had."""
     method = methods.get(spec.name)
-    pairs = {task: sources.read_factors(task, names) for task in sources.key.members}
+    pairs = {task: reader.read_factors(task, names) for task in seeds}
     rank = len(next(iter(pairs.values()))[0])
     if method.linear:
         a, b = factors.combined(pairs.values(), method.weights(len(pairs), spec.mapping), rank)
     else:
-        updates = (Member(task, (b @ a).reshape(-1), seeds[task]) for task, (a, b) in pairs.items())
         a, b = next(iter(pairs.values()))
-        merged = method.merge(torch.zeros(b.shape[0] * a.shape[1]), updates, spec.mapping)
-        a, b = factors.factored(merged.view(b.shape[0], a.shape[1]), rank)
+        whole = (b.shape[0], a.shape[1])
+        shape = whole if method.shaped else (b.shape[0] * a.shape[1],)
+        updates = Members(lambda task: (pairs[task][1] @ pairs[task][0]).view(shape), seeds)
+        merged = method.merge(torch.zeros(shape), updates, spec.mapping)
+        a, b = factors.factored(merged.view(whole), rank)
     return torch.cat([a.reshape(-1), b.reshape(-1)])
 
 
@@ -297,17 +236,6 @@ def _seed(method: MethodSpec, first_tensor: str, task: str) -> int:
     """Returns where a member's random choices start: fixed by seed, unit and task, so that no order changes it."""
     digest = hashlib.sha256(f"{method.mapping.get('seed', 0)}:{first_tensor}:{task}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _finite_extremes(weights: Tensor, owner: str, name: str) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and the largest weight, scalars; zeros where there are none."""
-    low, high = bounds(weights)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise NonFiniteWeights(
-            f"{owner}: tensor '{name}' holds NaN or infinity; merging would spread it. "
-            "Repair or leave out the checkpoint."
-        )
-    return low, high
 
 
 def _alone(tensor: Tensor) -> Tensor:

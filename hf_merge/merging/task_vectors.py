@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_merge.errors import InputError, NonFiniteWeights
 from hf_merge.merging import factors
 from hf_merge.merging.components import Component, Shape
-from hf_merge.merging.experts import TensorSource
+from hf_merge.merging.group_reader import TensorSource
 from hf_merge.merging.statistics import is_statistic
 
 

@@ -22,7 +22,8 @@ from transformers import PreTrainedConfig
 from hf_merge.errors import MalformedChainMap, ModelMismatch, some
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.experts import TensorSource, find_fault, stored_names
+from hf_merge.merging.experts import find_fault, stored_names
+from hf_merge.merging.group_reader import TensorSource
 from hf_merge.merging.roles import role_of
 from hf_merge.modeling.assembly import empty_base
 from hf_merge.modeling.skeletons import BlameConfig, Slot, configuration, fusions, in_precision, move_buffers, slots

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_merge.errors import ModelMismatch
 from hf_merge.merging.components import Shape
-from hf_merge.merging.experts import TensorSource
+from hf_merge.merging.group_reader import TensorSource
 from hf_merge.storing.checkpoints import Checkpoint, backbones_beside, check_mergeable
 from hf_merge.storing.counterparts import unused_in_all
 

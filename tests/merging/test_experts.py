@@ -13,7 +13,8 @@ from torch import Tensor
 from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape, decompose, keeps_full_precision
-from hf_merge.merging.experts import Expert, ExpertKey, TensorSource, build_expert, decode_expert, expert_key
+from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.group_reader import TensorSource
 from hf_merge.merging.methods import Member, MethodSpec, available
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family, align

@@ -51,22 +51,23 @@ IDENTITIES: list[tuple[str, Given]] = [
 ]
 
 
-def _stream(weights: Sequence[Tensor], seeds: Sequence[int]) -> Iterator[Member]:
-    """Yields members the way the caller does: once, all in one buffer, which is worth nothing afterwards."""
-    buffer = torch.empty_like(weights[0])
-    for seed, each in zip(seeds, weights, strict=True):
-        buffer.copy_(each)
-        yield Member(f"task-{seed}", buffer, seed)
-    buffer.fill_(torch.nan)
+class _Stream:
+    """Members the way the caller gives them: all in one buffer, which is worth nothing afterwards."""
+
+    def __init__(self, weights: Sequence[Tensor], seeds: Sequence[int]) -> None:
+        self._weights, self._seeds = weights, seeds
+
+    def __iter__(self) -> Iterator[Member]:
+        buffer = torch.empty_like(self._weights[0])
+        for seed, each in zip(self._seeds, self._weights, strict=True):
+            buffer.copy_(each)
+            yield Member(f"task-{seed}", buffer, seed)
+        buffer.fill_(torch.nan)
 
 
 def merged(name: str, settings: Given, base: Tensor, weights: Sequence[Tensor], seeds: Sequence[int] = ()) -> Tensor:
     spec = MethodSpec.resolve(name, settings)
-    members = _stream(weights, seeds or range(len(weights)))
-    result = methods.get(name).merge(base, members, spec.mapping)
-    for _ in members:  # whatever the method left unread, so that the buffer is spoilt in any case
-        pass
-    return result
+    return methods.get(name).merge(base, _Stream(weights, seeds or range(len(weights))), spec.mapping)
 
 
 def _noise(length: int, tasks: int, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
@@ -148,8 +149,9 @@ class TestRegistry:
     def test_a_new_method_is_one_new_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "first_of_all.py").write_text(
             "from hf_merge.merging.methods import MergeMethod\n"
-            "METHOD = MergeMethod('first_of_all', lambda base, members, settings: next(members).weights.clone(), (),\n"
-            "    'nowhere', 'The first member.')\n"
+            "def merge(base, members, settings):\n"
+            "    return next(iter(members)).weights.clone()\n"
+            "METHOD = MergeMethod('first_of_all', merge, (), 'nowhere', 'The first member.')\n"
         )
         monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
         methods._registry.cache_clear()
@@ -375,7 +377,7 @@ def test_a_linear_method_is_the_sum_of_task_vectors_with_its_weights(name: str) 
     generator = torch.Generator().manual_seed(0)
     base, *rows = torch.randn(4, 50, generator=generator)
     spec = MethodSpec.resolve(name)
-    merged = methods.get(name).merge(base, _stream(rows, range(3)), spec.mapping)
+    merged = methods.get(name).merge(base, _Stream(rows, range(3)), spec.mapping)
     weights = methods.get(name).weights(3, spec.mapping)
     summed = base + sum((weight * (row - base) for weight, row in zip(weights, rows, strict=True)), torch.zeros(50))
     torch.testing.assert_close(merged, summed)

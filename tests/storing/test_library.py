@@ -31,7 +31,8 @@ from hf_merge.errors import (
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, decompose
 from hf_merge.merging.cost import normalised
-from hf_merge.merging.experts import Expert, ExpertKey, TensorSource, build_expert, decode_expert, expert_key
+from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.group_reader import TensorSource
 from hf_merge.merging.grouping import Grouping, all_merged, all_separate, groups, members_of
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.storing import disk, member_files, shard_layout

@@ -34,8 +34,8 @@ class Member:
 
     Attributes:
         task: The name of its task.
-        weights: [n] float32, the fine-tuned weights. The method may overwrite this buffer, and must not keep it: the
-            caller may read the next member into the same memory.
+        weights: The fine-tuned weights, float32, shaped like the base that the method is given. The method may
+            overwrite this buffer, and must not keep it: the caller may read the next member into the same memory.
         seed: Where this member's random choices start; it does not depend on the other members.
     """
 
@@ -50,13 +50,16 @@ class MergeMethod:
 
     Attributes:
         name: What recipes call it; the name of its file.
-        merge: `merge(base, members, settings)` returns the merged weights [n] float32 in memory of its own. `base` [n]
-            float32 is only read; `members` is iterated once; `settings` holds every hyperparameter. All of it happens
-            on the processor.
+        merge: `merge(base, members, settings)` returns the merged weights, float32 and shaped like `base`, in memory
+            of its own. `base` float32 is only read: [n], or a tensor as it is where the method is `shaped`. `members`
+            may be iterated more than once, and each member is then read anew; `settings` holds every hyperparameter.
+            All of it happens on the processor.
         hyperparameters: The settings that it knows.
         source: The publication that defines it.
         summary: One sentence that says what it does.
         scoped: Whether its result depends on how tensors are flattened together; `scope` is then one of its settings.
+        shaped: Whether it works on matrices: it is then given one tensor at a time in the tensor's own shape, and says
+            itself what becomes of those that are none.
         linear: Whether the result is the base plus a sum of the task vectors with weights that depend on nothing but
             the settings and the number of members, so that it can be merged as factors too.
     """
@@ -67,6 +70,7 @@ class MergeMethod:
     source: str
     summary: str
     scoped: bool = False
+    shaped: bool = False
     linear: bool = False
 
     def weights(self, count: int, settings: Settings) -> list[float]:
