@@ -1,9 +1,12 @@
-"""The words that several commands share, with what `--help` says about them."""
+"""The words that several commands share, with what `--help` says about them, and how a value is read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hf_merge.errors import InputError
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -17,3 +20,23 @@ Repo = Annotated[
     str, typer.Argument(metavar="REPO", help="A run, family or member folder, or a Hub repo.", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
+
+
+def read_settings(given: Sequence[str]) -> dict[str, float | str]:
+    """Returns hyperparameters given as NAME=VALUE, numbers as numbers.
+
+    Raises:
+        InputError: One has no `=`, or is given twice.
+    """
+    found: dict[str, float | str] = {}
+    for entry in given:
+        name, mark, value = entry.partition("=")
+        if not (name and mark):
+            raise InputError(f"--set {entry}: write NAME=VALUE, as in --set density=0.2.")
+        if name in found:
+            raise InputError(f"--set {name} is given twice: {found[name]} and {value}. Keep one.")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from hf_merge.errors import DatasetError, HubError, InputError
 from hf_merge.recipe import Recipe
+from hf_merge.recipe.kinds import reads
 from hf_merge.searching.evaluation import mean_score, predictions
 from hf_merge.searching.judging import judged
 from hf_merge.searching.metrics import score
@@ -25,7 +26,6 @@ from hf_merge.storing.results import Scores
 from hf_merge.workflow.project import load_rows
 from hf_merge.workflow.report import as_routed
 from hf_merge.workflow.run_folder import RECIPE_FILE
-from hf_merge.workflow.speaking import reads
 
 
 # Other thread counts and processors sum in another order, which moves single rows across a decision.

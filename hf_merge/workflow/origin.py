@@ -23,8 +23,8 @@ def read_origin(recipe: Recipe, access: hub.Access) -> Origin:
     Raises:
         HubError: The Hub no longer shows a source.
     """
-    base = _source(recipe.base.model, recipe.base.revision, access)
-    tasks = {task.name: _source(task.source, task.revision, access) for task in recipe.tasks}
+    base = read_source(recipe.base.model, recipe.base.revision, access)
+    tasks = {task.name: read_source(task.source, task.revision, access) for task in recipe.tasks}
     datasets = {task.data.path: None for task in recipe.tasks if _is_on_the_hub(task.data)}
     return Origin(base, tasks, tuple(datasets), published_recipe(recipe))
 
@@ -53,7 +53,12 @@ def _told(source: str, revision: str | None) -> str:
     return source if revision is not None else f"./{shown(source, revision)}"
 
 
-def _source(name: str, revision: str | None, access: hub.Access) -> Source:
+def read_source(name: str, revision: str | None, access: hub.Access) -> Source:
+    """Returns what a card says of a checkpoint; of one on the Hub only its own card is fetched.
+
+    Raises:
+        HubError: The Hub no longer shows it.
+    """
     if revision is None:
         return Source(shown(name, None), None, None, read_licence(Path(name)))
     return Source(name, name, revision, _licence_on_the_hub(name, revision, access))

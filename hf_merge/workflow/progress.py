@@ -5,7 +5,6 @@ in silence, so that the time that is left is told from those that are really don
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from hf_merge.searching.running import Reuse
 from hf_merge.searching.search import Measured
 from hf_merge.storing.plots import BUDGETS
 from hf_merge.storing.timings import Timing, Timings
+from hf_merge.workflow.bars import on_terminal
 
 
 Event: TypeAlias = Mapping[str, Any]
@@ -136,27 +136,13 @@ def followed(
 
 
 def _shown() -> "_Bar | _Lines":
-    return _Bar() if _on_terminal() else _Lines(sys.stderr)
-
-
-def _on_terminal() -> bool:
-    """Returns whether stderr is a terminal with a width; some that containers give have none, and no bar fits."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except OSError:
-        return False
+    return _Bar() if on_terminal() else _Lines(sys.stderr)
 
 
 def event_line(event: Event) -> None:
     """Writes an event to stderr as a line of JSON."""
     sys.stderr.write(json.dumps(event, ensure_ascii=False) + "\n")
     sys.stderr.flush()
-
-
-def waiting(progress: bool | Listener, name: str, total: int, unit: str) -> "tqdm[Any]":
-    """Returns a bar for what comes before the evaluations; only a terminal shows it, and it is wiped at its end."""
-    shown = progress is True and _on_terminal()
-    return tqdm(total=total, desc=name, unit=unit, unit_scale=total > 1e6, leave=False, disable=not shown)
 
 
 class _Bar:

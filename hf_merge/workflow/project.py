@@ -19,6 +19,7 @@ from hf_merge.modeling.processors import require_same_processors
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.modeling.vocabularies import require_same_tokenizer
 from hf_merge.recipe import Recipe, TaskSpec, settings_of
+from hf_merge.recipe.kinds import require_one_kind
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.tasks import Rows, TaskData, load_task
@@ -26,16 +27,9 @@ from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
 from hf_merge.storing.language import LanguageCheckpoint
-from hf_merge.workflow.opening import (
-    Opening,
-    aligned,
-    components_of,
-    head_of,
-    pinned_recipe,
-    places_in,
-    settled_kind,
-)
-from hf_merge.workflow.speaking import asked_run, require_one_kind
+from hf_merge.workflow.opening import aligned, head_of, pinned_recipe, settled_kind
+from hf_merge.workflow.sources import Opening, components_of, places_in
+from hf_merge.workflow.speaking import asked_run
 
 
 logger = logging.getLogger(__name__)

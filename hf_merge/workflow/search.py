@@ -30,8 +30,9 @@ from hf_merge.storing import hub
 from hf_merge.storing.durable import Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.workflow.advice import advise, log_ranges
+from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.launching import joined_ranks
-from hf_merge.workflow.progress import Listener, Progress, followed, waiting
+from hf_merge.workflow.progress import Listener, Progress, followed
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, TIMINGS_FILE, Claim, require_free
@@ -284,5 +285,5 @@ class _Run:
 
 def _measure(project: Project, progress: bool | Listener) -> Geometry:
     family = project.family
-    with waiting(progress, "task vectors", sum(map(prod, family.shapes.values())), "parameter") as bar:
+    with waiting(progress is True, "task vectors", sum(map(prod, family.shapes.values())), "parameter") as bar:
         return measure(project.components, family.shapes, family.origin, family.tasks, bar.update)

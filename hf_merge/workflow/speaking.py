@@ -1,45 +1,16 @@
-"""What a project of language models needs beside that of classifiers: its kind, and what its tasks are asked."""
+"""What a project of language models needs beside that of classifiers: what its tasks are asked."""
 
 from collections.abc import Mapping, Sequence
 
-from hf_merge.errors import ModelMismatch, RecipeError
+from hf_merge.errors import ModelMismatch
 from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.prompts import Prompter
-from hf_merge.recipe import DataSpec, Recipe, TaskSpec
+from hf_merge.recipe import TaskSpec
 from hf_merge.searching.judging import Judge
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.tasks import Rows
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.language import find_speaker
-
-
-_READS = {"text": "reads text", "image": "reads images", "language": "asks a language model"}
-_Family = str  # what the rows of a task ask for: `text`, `image` or `language`
-
-
-def reads(data: DataSpec) -> _Family:
-    """Returns what a task's data ask for: `image` or `text` a classifier, `language` a language model."""
-    if data.wording is not None:
-        return "language"
-    return "text" if data.image is None else "image"
-
-
-def require_one_kind(recipe: Recipe) -> _Family:
-    """Returns what all tasks of a recipe ask for.
-
-    Raises:
-        RecipeError: Two tasks ask for different kinds of models; the message names both.
-    """
-    first = recipe.tasks[0]
-    wanted = reads(first.data)
-    for task in recipe.tasks:
-        if reads(task.data) != wanted:
-            raise RecipeError(
-                f"Task '{first.name}' {_READS[wanted]} and task '{task.name}' {_READS[reads(task.data)]}; one base "
-                "serves one kind. Write a recipe for each (data.answers or data.target make a task one of a language "
-                "model)."
-            )
-    return wanted
 
 
 def refuse_speakers(tuned: Mapping[str, Checkpoint]) -> None:

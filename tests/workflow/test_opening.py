@@ -18,33 +18,6 @@ from tests.tiny_models import TinyFamily
 from tests.workflow.test_adapters import FULL, Build
 
 
-@pytest.mark.parametrize(
-    ("granularity", "expected"), [("model", ["base", "model"]), ("type", ["base", "attention", "mlp"])]
-)
-def test_adapters_are_cut_beside_their_base(tiny_adapters: Build, granularity: str, expected: list[str]) -> None:
-    document = tiny_adapters("bert", "lora").recipe(merge={"granularity": granularity})
-    with open_project(Recipe.parse(document, "test")) as project:
-        assert [part.name for part in project.components] == expected
-        assert [part.shared for part in project.components] == [True] + [False] * (len(expected) - 1)
-        tensors = [name for part in project.components for name in part.tensors]
-        assert sorted(tensors) == sorted(project.family.shapes)
-        assert set(project.components[0].tensors) == set(project.family.of_base)
-
-
-def test_an_adapter_given_as_a_model_or_as_the_base_is_told_where_it_belongs(tiny_adapters: Build) -> None:
-    document = tiny_adapters("bert", "ia3").recipe()
-    as_model = [{**task, "model": task["adapter"]} for task in document["tasks"]]
-    for task in as_model:
-        del task["adapter"]
-    folder = document["tasks"][0]["adapter"]
-    for other in ({**document, "tasks": as_model}, {**document, "base": {"model": folder}}):
-        with (
-            pytest.raises(CheckpointDamaged, match="is an adapter of peft"),
-            open_project(Recipe.parse(other, "test")),
-        ):
-            pass
-
-
 def test_an_adapter_without_a_head_is_refused(tiny_adapters: Build, tmp_path: Path) -> None:
     family = tiny_adapters("bert", "ia3")
     folder = edited(family.tasks["animals"].folder, tmp_path / "headless")

@@ -19,7 +19,7 @@ from hf_merge.searching.running import Reuse
 from hf_merge.searching.search import Measured
 from hf_merge.searching.space import Configuration
 from hf_merge.storing.timings import Timings, read_timings
-from hf_merge.workflow.progress import Progress, event_line, followed, waiting
+from hf_merge.workflow.progress import Progress, event_line, followed
 
 
 POINTS = [(0.3, 0.6), (0.9, 0.8), (0.5, 0.5), (0.25, 0.4), (0.6, 0.9)]
@@ -226,18 +226,5 @@ def test_a_terminal_without_a_width_gets_lines(tmp_path: Path) -> None:
 def test_nobody_is_told_where_nobody_wants_to_know(log: io.StringIO, tmp_path: Path) -> None:
     with redirect_stderr(log), followed(5, 0, tmp_path / "timings.jsonl", False) as progress:
         search_of(5, progress, 0.0, Clock())
-    for progress_option in (False, True, print):
-        with redirect_stderr(log), waiting(progress_option, "task vectors", 10, "parameter") as bar:
-            bar.update(10)
     assert log.getvalue() == ""
     assert len(read_timings(tmp_path / "timings.jsonl")) == 5
-
-
-def test_what_comes_before_the_evaluations_is_wiped_from_the_terminal(terminal: Terminal) -> None:
-    with redirect_stderr(terminal.stream), waiting(True, "task vectors", 10, "parameter") as bar:
-        bar.update(10)
-    assert terminal.shown()[0].startswith("task vectors")
-    with redirect_stderr(terminal.stream), waiting(event_line, "task vectors", 10, "parameter") as bar:
-        bar.update(10)
-    print("end", file=terminal.stream)
-    assert terminal.shown() == ["end"]

@@ -17,6 +17,7 @@ from hf_merge.errors import CheckpointDamaged, DatasetError, InputError, ModelMi
 from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import Recipe
+from hf_merge.recipe.kinds import require_one_kind
 from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.storing.card_head import recorded_scores
@@ -26,7 +27,7 @@ from hf_merge.workflow.evaluate import evaluate
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import report
-from hf_merge.workflow.speaking import asked_run, reads, require_one_kind
+from hf_merge.workflow.speaking import asked_run
 from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
@@ -227,21 +228,6 @@ def changed(family: TinyFamily, task: int, **data: Any) -> dict[str, Any]:
     document = family.recipe(search={"validation_rows": 8}, router={"rows_per_task": 8})
     document["tasks"][task]["data"] |= data
     return document
-
-
-def test_kinds_are_told_by_what_tasks_ask_for(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
-    recipe = Recipe.parse(tiny_speakers("llama").recipe(), "a test")
-    assert require_one_kind(recipe) == "language"
-    assert [reads(task.data) for task in recipe.tasks] == ["language"] * 3
-
-
-def test_kinds_are_not_mixed(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
-    document = tiny_speakers("gpt2").recipe()
-    data = document["tasks"][1]["data"]
-    document["tasks"][1]["data"] = {key: data[key] for key in ("path", "data_files", "text")}
-    message = "'animals' asks a language model and task 'colours' reads text"
-    with pytest.raises(RecipeError, match=message), open_project(Recipe.parse(document, "a test")):
-        pass
 
 
 def test_a_classifier_is_not_asked(

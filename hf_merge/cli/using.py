@@ -1,0 +1,109 @@
+"""The commands that look at what was made, ask it, and measure it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_merge.cli.app import app, command, print_document
+from hf_merge.cli.options import Budget, Debug, Json, Repo, Revision, RunPath
+
+
+@app.command()
+@command
+def show(
+    repo: Annotated[
+        str,
+        typer.Argument(metavar="RUN|REPO", help="A run, family or member folder, or a Hub repo.", show_default=False),
+    ],
+    revision: Revision = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the front of a run or family, or what a member holds."""
+    from hf_merge.workflow.show import show as describe
+
+    document, table = describe(repo, revision)
+    print_document(document if as_json else table)
+
+
+@app.command()
+@command
+def predict(
+    repo: Repo,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="TEXT|IMAGE...", help="Texts, or image files.", show_default=False)
+    ],
+    budget: Budget = None,
+    revision: Revision = None,
+    task: Annotated[str | None, typer.Option("--task", help="Skip routing.")] = None,
+    write: Annotated[bool, typer.Option("--generate", help="Have a language model write instead of choose.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="With --generate: the most tokens to write.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Route inputs to their experts and print the answers."""
+    from dataclasses import asdict
+
+    from hf_merge.serving.model import MergeModel
+    from hf_merge.workflow.show import read_inputs
+    from hf_merge.workflow.tables import generations_table, predictions_table
+
+    model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
+    read = read_inputs(model, inputs)
+    if write:
+        texts = model.generate(read, task=task, max_new_tokens=max_new_tokens)
+        documents, table = [asdict(answer) for answer in texts], generations_table(inputs, texts)
+    else:
+        answers = model.predict(read, task=task)
+        documents, table = [asdict(answer) for answer in answers], predictions_table(inputs, answers)
+    print_document(
+        [{"input": given, **shown} for given, shown in zip(inputs, documents, strict=True)] if as_json else table
+    )
+
+
+@app.command("eval")
+@command
+def evaluate(
+    repo: Repo,
+    budget: Budget = None,
+    revision: Revision = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe that describes the test rows.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure one configuration on test rows, with the task known and routed, and compare with its card."""
+    from hf_merge.workflow.evaluate import evaluate as measure
+    from hf_merge.workflow.tables import evaluation_json, evaluation_table
+
+    found = measure(repo, budget, revision=revision, recipe=recipe)
+    print_document(evaluation_json(found) if as_json else evaluation_table(found))
+
+
+@app.command()
+@command
+def report(
+    run: RunPath,
+    of_search: Annotated[
+        bool, typer.Option("--search", help="Only tell and draw how the search went; nothing is measured.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the whole front and both controls on test rows, and draw the Pareto plot and how the search went."""
+    from dataclasses import asdict
+
+    if of_search:
+        from hf_merge.workflow.summary import report_search
+        from hf_merge.workflow.tables import summary_table
+
+        summary = report_search(run)
+        return print_document(asdict(summary) if as_json else summary_table(summary))
+
+    from hf_merge.workflow.report import report as measure
+    from hf_merge.workflow.tables import report_table
+
+    found = measure(run)
+    print_document(asdict(found) if as_json else report_table(found))

@@ -1,0 +1,155 @@
+"""`hf-merge merge`: one static merge, as an ordinary model folder that transformers loads.
+
+Nothing of transformers runs here, and no model is ever in memory: tensors stream from the checkpoints' files through
+the merge method into the file of the result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_merge.errors import InputError, RecipeError, nearest
+from hf_merge.merging import methods
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import require_granularity
+from hf_merge.merging.experts import merged_tensors
+from hf_merge.merging.group_reader import GroupReader
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.merging.settings import Setting
+from hf_merge.recipe import Recipe, settings_of
+from hf_merge.recipe.kinds import require_one_kind
+from hf_merge.storing import hub
+from hf_merge.storing.card_merged import merged_card
+from hf_merge.storing.checkpoints import Checkpoint
+from hf_merge.storing.families import Family, FineTuned, align
+from hf_merge.storing.language import LanguageCheckpoint, complete_base
+from hf_merge.storing.member_files import CARD_FILE
+from hf_merge.storing.model_folder import ModelFolder
+from hf_merge.storing.provenance import Origin, Source
+from hf_merge.workflow.bars import waiting
+from hf_merge.workflow.origin import read_source
+from hf_merge.workflow.sources import Opening, components_of
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A static merge that was written.
+
+    Attributes:
+        folder: Where it lies.
+        tasks: The tasks merged.
+        method: The merge method's name and settings.
+        parameters: How many parameters were merged.
+        kept: How many tensors were taken over from the base, or from the task whose head it has.
+        head: The task whose head it has, or None where it has the base's.
+    """
+
+    folder: Path
+    tasks: tuple[str, ...]
+    method: Mapping[str, Setting]
+    parameters: int
+    kept: int
+    head: str | None
+
+
+def merge(
+    recipe: Recipe,
+    out: Path,
+    *,
+    method: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    head: str | None = None,
+    progress: bool = True,
+    access: hub.Access = hub.AS_USUAL,
+) -> Merged:
+    """Merges all tasks of a recipe into one model and writes it as an ordinary folder; their data are not read.
+
+    What is no part of the backbone that all share (the heads) is the base's, or with `head` that of a task.
+
+    Args:
+        recipe: What to merge.
+        out: The folder to write; new or empty.
+        method: The merge method; by default the recipe's.
+        settings: Hyperparameters in place of the recipe's, or where `method` is another one than its, of the defaults.
+        head: A task whose head and configuration the model is to have.
+        progress: Show progress on stderr.
+        access: How to reach the Hub, where the sources are there.
+
+    Raises:
+        RecipeError: The method, a setting or the task of `head` is unknown or impossible.
+        InputError: The checkpoints cannot be merged, or tasks are adapters.
+        RunFolderError: `out` holds something.
+        ResourceError: The disk refused.
+    """
+    spec = _chosen(recipe, method, settings or {})
+    require_granularity(recipe.merge.granularity)
+    if head is not None and head not in {task.name for task in recipe.tasks}:
+        raise RecipeError(f"No task is called '{head}'.{nearest(head, [task.name for task in recipe.tasks])}")
+    _require_checkpoints(recipe)
+    speaking = require_one_kind(recipe) == "language"
+    with Opening(False, access, LanguageCheckpoint if speaking else Checkpoint) as opening:
+        base = opening.open("base", recipe.base.model, recipe.base.revision)
+        tuned = {task.name: opening.open(f"task {task.name}", task.source, task.revision) for task in recipe.tasks}
+        if isinstance(base, LanguageCheckpoint):
+            complete_base(base, {task: item for task, item in tuned.items() if isinstance(item, LanguageCheckpoint)})
+        family = align(base, tuned)
+        folders = [checkpoint.folder for checkpoint in (base, *tuned.values())]
+        like = base if head is None else tuned[head]
+        with ModelFolder(out, like, folders) as folder:
+            kept = _write(folder, like, family, recipe, spec, head, progress)
+            folder.add_file(CARD_FILE, _card(out.name, family, recipe, spec, head, access))
+        return Merged(out, tuple(tuned), spec.as_json(), family.parameters, kept, head)
+
+
+def _write(
+    folder: ModelFolder,
+    like: Checkpoint,
+    family: Family,
+    recipe: Recipe,
+    spec: MethodSpec,
+    head: str | None,
+    progress: bool,
+) -> int:
+    """Writes every tensor, merged or taken over, and returns how many were taken over."""
+    tasks = tuple(family.tasks)
+    own = family.tasks[head] if head is not None else None
+    names = own.names if isinstance(own, FineTuned) else {name: name for name in family.shapes}
+    full, chosen = CodecSpec.resolve("full"), spec if len(tasks) > 1 else None
+    with waiting(progress, f"merging by {spec.name}", family.parameters, "parameter") as bar:
+        for component in components_of(family, recipe.merge.granularity, recipe.merge.stages):
+            reader = GroupReader(tasks, full, family.shapes, family.origin, family.tasks)
+            for name, values in merged_tensors(tasks, chosen, component, reader):
+                folder.write(names[name], values)
+                bar.update(values.numel())
+    others = set(like.specs) - {names[name] for name in family.shapes}
+    for name in sorted(others):
+        folder.copy(name)
+    return len(others)
+
+
+def _chosen(recipe: Recipe, method: str | None, settings: Mapping[str, object]) -> MethodSpec:
+    """Returns the merge method that is asked for; the recipe's settings hold for the recipe's method alone."""
+    name, given = settings_of(recipe.merge.methods[0])
+    if method is not None and method != name:
+        name, given = method, {}
+    return MethodSpec.resolve(name, {**given, **settings})
+
+
+def _require_checkpoints(recipe: Recipe) -> None:
+    adapter = next((task for task in recipe.tasks if task.adapter is not None), None)
+    if adapter is not None:
+        raise InputError(
+            f"Task '{adapter.name}' is an adapter ({adapter.adapter}); a static merge is written as a whole model. "
+            "Fold it into its base first (peft's merge_and_unload, then save_pretrained) and name that folder as "
+            "`model`; or search: hf-merge search keeps adapters as adapters."
+        )
+
+
+def _card(title: str, family: Family, recipe: Recipe, spec: MethodSpec, head: str | None, access: hub.Access) -> bytes:
+    tasks = {name: tuned.source for name, tuned in family.tasks.items()}
+    sources: dict[str, Source] = {
+        name: read_source(source.source, source.revision, access) for name, source in tasks.items()
+    }
+    origin = Origin(read_source(family.base.source, family.base.revision, access), sources, (), "")
+    publication, granularity = methods.get(spec.name).source, recipe.merge.granularity
+    return merged_card(title, origin, spec.as_json(), publication, granularity, head).encode()
