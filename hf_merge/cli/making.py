@@ -78,10 +78,13 @@ def merge(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; repeatable.")
     ] = None,
     head: Annotated[str | None, typer.Option("--head", metavar="TASK", help="Give it this task's head.")] = None,
+    gathered: Annotated[
+        Path | None, typer.Option("--gathered", help="Keep here what fisher and regmean gather, for the next merge.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Merge all tasks into one ordinary transformers model, without a search; no data are read."""
+    """Merge all tasks into one ordinary transformers model, without a search."""
     from dataclasses import asdict
 
     from hf_merge.recipe import Recipe
@@ -89,7 +92,7 @@ def merge(
     wanted, chosen = Recipe.load(recipe), read_settings(settings or [])
     from hf_merge.workflow.merge import merge as write
 
-    merged = write(wanted, out, method=method, settings=chosen, head=head)
+    merged = write(wanted, out, method=method, settings=chosen, head=head, gathered=gathered)
     told = f"{len(merged.tasks)} tasks, {merged.parameters:,} parameters, {merged.method['name']}: {merged.folder}"
     print_document({**asdict(merged), "folder": str(merged.folder)} if as_json else told)
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from hf_merge.merging import codecs, factors, methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
-from hf_merge.merging.group_reader import GroupReader, Members, TensorSource
+from hf_merge.merging.group_reader import GatheredSource, GroupReader, Members, TensorSource
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.statistics import is_statistic, pooled, units_of
 
@@ -90,6 +91,7 @@ def build_expert(
     shapes: Mapping[str, Shape],
     base: TensorSource,
     members: Mapping[str, TensorSource],
+    gathered: Mapping[str, GatheredSource] = MappingProxyType({}),
 ) -> Expert:
     """Returns an expert, merged from its members and encoded.
 
@@ -99,11 +101,12 @@ def build_expert(
         shapes: The shape of every backbone tensor.
         base: Reads the pre-trained weights.
         members: Reads the fine-tuned weights, by task name; only those of `key.members` are read.
+        gathered: What was gathered of the fine-tunes, by task name, where the merge method needs it.
 
     Raises:
         NonFiniteWeights: A member or the base holds NaN or infinity; the message names task and tensor.
     """
-    reader = GroupReader(key.members, key.codec, shapes, base, members)
+    reader = GroupReader(key.members, key.codec, shapes, base, members, gathered)
     encode = codecs.get(key.codec.name).encode
     encoded: dict[str, Tensor] = {}
     refused: list[str] = []
@@ -210,7 +213,11 @@ def _merge_unit(tasks: Sequence[str], spec: MethodSpec, names: Sequence[str], re
         return _merge_pair(reader, spec, names, seeds)
     method, buffer = methods.get(spec.name), reader.scratch(names, "member")
     shape = reader.shape(names[0]) if method.shaped else buffer.shape
-    members = Members(lambda task: reader.read_member(task, names, buffer).view(shape), seeds)
+    members = Members(
+        lambda task: reader.read_member(task, names, buffer).view(shape),
+        seeds,
+        lambda task: reader.read_gathered(task, names[0]) if len(names) == 1 else None,
+    )
     base = reader.read_base(names, reader.scratch(names, "base")).view(shape)
     return method.merge(base, members, spec.mapping).reshape(-1)
 

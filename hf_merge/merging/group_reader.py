@@ -6,6 +6,7 @@ is not finite is refused here, before any method sees it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging import codecs, factors
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Shape
-from hf_merge.merging.methods import Member
+from hf_merge.merging.methods import Gathered, Member
 from hf_merge.merging.ranges import bounds, extremes, is_within
 
 
@@ -24,6 +25,13 @@ class TensorSource(Protocol):
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """Returns the tensor as float32, in `out` where it is given."""
+
+
+class GatheredSource(Protocol):
+    """Something that holds what was gathered of one fine-tune, by the tensors' names in the base."""
+
+    def find(self, name: str) -> Gathered | None:
+        """Returns what was gathered of a tensor, or None where there is nothing of the kind."""
 
 
 class GroupReader:
@@ -36,10 +44,20 @@ class GroupReader:
         shapes: Mapping[str, Shape],
         base: TensorSource,
         members: Mapping[str, TensorSource],
+        gathered: Mapping[str, GatheredSource] = MappingProxyType({}),
     ) -> None:
-        """Prepares to read the members `tasks` of a group that is to be stored by `codec`."""
+        """Prepares to read the members `tasks` of a group that is to be stored by `codec`.
+
+        Args:
+            tasks: The members, in the recipe's order.
+            codec: How their expert will be stored.
+            shapes: The shape of every backbone tensor.
+            base: Reads the pre-trained weights.
+            members: Reads the fine-tuned weights, by task name.
+            gathered: What was gathered of the fine-tunes, by task name, where the merge method needs it.
+        """
         self._tasks, self._codec = tuple(tasks), codecs.get(codec.name)
-        self._shapes, self._base, self._members = shapes, base, members
+        self._shapes, self._base, self._members, self._gathered = shapes, base, members, gathered
         self._settings = codec.mapping
         self._has_ranges = len(tasks) > 1 and self._settings.get("policy") in ("criterion", "always")
         self._sums: dict[str, Tensor] = {}
@@ -85,6 +103,11 @@ class GroupReader:
             self._add_range(task, name, flat, extreme)
         return out
 
+    def read_gathered(self, task: str, name: str) -> Gathered | None:
+        """Returns what was gathered of a member for a tensor, or None where nothing was."""
+        source = self._gathered.get(task)
+        return None if source is None else source.find(name)
+
     def read_factors(self, task: str, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns a member's factors A [rank, in] and B [out, rank], balanced, float32."""
         read = []
@@ -125,11 +148,16 @@ class GroupReader:
 class Members:
     """The members of a group as a merge method sees them, read anew each time they are gone through."""
 
-    def __init__(self, read: Callable[[str], Tensor], seeds: Mapping[str, int]) -> None:
-        self._read, self._seeds = read, seeds
+    def __init__(
+        self,
+        read: Callable[[str], Tensor],
+        seeds: Mapping[str, int],
+        gathered: Callable[[str], Gathered | None] = lambda _: None,
+    ) -> None:
+        self._read, self._seeds, self._gathered = read, seeds, gathered
 
     def __iter__(self) -> Iterator[Member]:
-        return (Member(task, self._read(task), seed) for task, seed in self._seeds.items())
+        return (Member(task, self._read(task), seed, self._gathered(task)) for task, seed in self._seeds.items())
 
 
 def _finite_extremes(weights: Tensor, owner: str, name: str) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ from hf_merge.modeling.heads import Head
 from hf_merge.modeling.options import option_scores
 from hf_merge.modeling.skeletons import (
     BlameConfig,
+    PartSlot,
     configuration,
     fusions,
     in_precision,
@@ -207,11 +208,27 @@ class TaskModel:
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits [batch, num_labels] for a batch of model inputs; a language model's score its options."""
+        return self.answers(inputs)
+
+    def answers(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the same as `logits`, and lets gradients pass where the caller asked for them."""
         self.settle()
         if self._asks:
             return option_scores(self.module, inputs)
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits
         return logits
+
+    def parameter(self, name: str) -> tuple[nn.Module, nn.Parameter] | None:
+        """Returns the module that holds a tensor as its parameter, and the parameter, by the tensor's name on disk.
+
+        None where the tensor is a buffer, or the model runs it in another layout than it stores.
+        """
+        slot = self.slots[name]
+        if isinstance(slot, PartSlot) or not slot.places:
+            return None
+        module, attribute = slot.places[0]
+        held = module._parameters.get(attribute)
+        return None if held is None else (module, held)
 
 
 def used_names(config: Mapping[str, Any], kind: Kind, names: Collection[str], trunk: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _BYTES_TYPES = ("binary", "large_binary")
+_Value = TypeVar("_Value")
 _UNDEFINED_FOR_ONE_LABEL = ("matthews", "pearson_spearman")
 
 
@@ -55,6 +56,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int) -> "Rows":
+        """Returns the first rows, at most so many."""
+
+        def cut(values: tuple[_Value, ...] | None) -> tuple[_Value, ...] | None:
+            return None if values is None else values[:count]
+
+        texts, pairs, images, targets = cut(self.texts), cut(self.pairs), cut(self.images), cut(self.targets)
+        return Rows(texts, pairs, images, self.labels[:count], targets)
 
 
 @dataclass(frozen=True, eq=False)

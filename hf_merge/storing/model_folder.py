@@ -63,9 +63,8 @@ class ModelFolder:
         self._missing = set(like.specs)
 
     def __enter__(self) -> Self:
+        require_free(self._out)
         with disk.naming(self._out):
-            if self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):
-                raise RunFolderError(f"{self._out} exists already and is not empty. Choose a new or empty folder.")
             self._out.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir()
@@ -159,6 +158,18 @@ class ModelFolder:
         while self._descriptors:
             with suppress(OSError):
                 os.close(self._descriptors.pop())
+
+
+def require_free(out: Path) -> None:
+    """Returns if a folder is new or empty.
+
+    Raises:
+        RunFolderError: It is a file, or holds something.
+        ResourceError: It cannot be read.
+    """
+    with disk.naming(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunFolderError(f"{out} exists already and is not empty. Choose a new or empty folder.")
 
 
 def _cut(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:

@@ -1,19 +1,21 @@
 """`hf-merge merge`: one static merge, as an ordinary model folder that transformers loads.
 
-Nothing of transformers runs here, and no model is ever in memory: tensors stream from the checkpoints' files through
-the merge method into the file of the result.
+Tensors stream from the checkpoints' files through the merge method into the file of the result; no model is in memory,
+and nothing of transformers runs, but for methods that must look into the fine-tunes while they run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hf_merge.errors import InputError, RecipeError, nearest
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import require_granularity
 from hf_merge.merging.experts import merged_tensors
-from hf_merge.merging.group_reader import GroupReader
+from hf_merge.merging.group_reader import GatheredSource, GroupReader
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.settings import Setting
 from hf_merge.recipe import Recipe, settings_of
@@ -24,7 +26,7 @@ from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family, FineTuned, align
 from hf_merge.storing.language import LanguageCheckpoint, complete_base
 from hf_merge.storing.member_files import CARD_FILE
-from hf_merge.storing.model_folder import ModelFolder
+from hf_merge.storing.model_folder import ModelFolder, require_free
 from hf_merge.storing.provenance import Origin, Source
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.origin import read_source
@@ -59,12 +61,14 @@ def merge(
     method: str | None = None,
     settings: Mapping[str, object] | None = None,
     head: str | None = None,
+    gathered: Path | None = None,
     progress: bool = True,
     access: hub.Access = hub.AS_USUAL,
 ) -> Merged:
-    """Merges all tasks of a recipe into one model and writes it as an ordinary folder; their data are not read.
+    """Merges all tasks of a recipe into one model and writes it as an ordinary folder.
 
-    What is no part of the backbone that all share (the heads) is the base's, or with `head` that of a task.
+    What is no part of the backbone that all share (the heads) is the base's, or with `head` that of a task. The tasks'
+    data are read only for a method that must know more than the weights (fisher, regmean), and never their labels.
 
     Args:
         recipe: What to merge.
@@ -72,22 +76,69 @@ def merge(
         method: The merge method; by default the recipe's.
         settings: Hyperparameters in place of the recipe's, or where `method` is another one than its, of the defaults.
         head: A task whose head and configuration the model is to have.
+        gathered: A folder that keeps what such a method gathered, for the next merge; None keeps nothing.
         progress: Show progress on stderr.
         access: How to reach the Hub, where the sources are there.
 
     Raises:
         RecipeError: The method, a setting or the task of `head` is unknown or impossible.
         InputError: The checkpoints cannot be merged, or tasks are adapters.
+        DatasetError: The method needs rows, and a task's data lack them.
         RunFolderError: `out` holds something.
         ResourceError: The disk refused.
     """
-    spec = _chosen(recipe, method, settings or {})
-    require_granularity(recipe.merge.granularity)
-    if head is not None and head not in {task.name for task in recipe.tasks}:
-        raise RecipeError(f"No task is called '{head}'.{nearest(head, [task.name for task in recipe.tasks])}")
-    _require_checkpoints(recipe)
+    asked = _Request(recipe, _chosen(recipe, method, settings or {}), head, progress, access)
+    _check(asked)
+    require_free(out)
+    with ExitStack() as stack:
+        if methods.get(asked.spec.name).needs is not None:
+            gathered = gathered or Path(stack.enter_context(TemporaryDirectory(prefix="hf-merge-")))
+            asked = replace(asked, gathered=_gather(asked, gathered))
+        return _merge(asked, out)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `merge` was asked for, and what was gathered for it."""
+
+    recipe: Recipe
+    spec: MethodSpec
+    head: str | None
+    progress: bool
+    access: hub.Access
+    gathered: Mapping[str, GatheredSource] = field(default_factory=dict)
+
+
+def _check(asked: _Request) -> None:
+    """Checks what can be checked before anything is opened."""
+    require_granularity(asked.recipe.merge.granularity)
+    tasks = [task.name for task in asked.recipe.tasks]
+    if asked.head is not None and asked.head not in tasks:
+        raise RecipeError(f"No task is called '{asked.head}'.{nearest(asked.head, tasks)}")
+    adapter = next((task for task in asked.recipe.tasks if task.adapter is not None), None)
+    if adapter is not None:
+        raise InputError(
+            f"Task '{adapter.name}' is an adapter ({adapter.adapter}); a static merge is written as a whole model. "
+            "Fold it into its base first (peft's merge_and_unload, then save_pretrained) and name that folder as "
+            "`model`; or search: hf-merge search keeps adapters as adapters."
+        )
+
+
+def _gather(asked: _Request, folder: Path) -> Mapping[str, GatheredSource]:
+    """Returns what the method must know beside the weights."""
+    # These load transformers, which a merge of weights alone does without.
+    from hf_merge.workflow.gathering import gathered
+    from hf_merge.workflow.project import open_project
+
+    with open_project(asked.recipe, access=asked.access) as project:
+        return gathered(project, asked.spec, folder, progress=asked.progress)
+
+
+def _merge(asked: _Request, out: Path) -> Merged:
+    """Opens the checkpoints and writes the folder."""
+    recipe, head = asked.recipe, asked.head
     speaking = require_one_kind(recipe) == "language"
-    with Opening(False, access, LanguageCheckpoint if speaking else Checkpoint) as opening:
+    with Opening(False, asked.access, LanguageCheckpoint if speaking else Checkpoint) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
         tuned = {task.name: opening.open(f"task {task.name}", task.source, task.revision) for task in recipe.tasks}
         if isinstance(base, LanguageCheckpoint):
@@ -96,29 +147,21 @@ def merge(
         folders = [checkpoint.folder for checkpoint in (base, *tuned.values())]
         like = base if head is None else tuned[head]
         with ModelFolder(out, like, folders) as folder:
-            kept = _write(folder, like, family, recipe, spec, head, progress)
-            folder.add_file(CARD_FILE, _card(out.name, family, recipe, spec, head, access))
-        return Merged(out, tuple(tuned), spec.as_json(), family.parameters, kept, head)
+            kept = _write(folder, like, family, asked)
+            folder.add_file(CARD_FILE, _card(out.name, family, asked))
+        return Merged(out, tuple(tuned), asked.spec.as_json(), family.parameters, kept, head)
 
 
-def _write(
-    folder: ModelFolder,
-    like: Checkpoint,
-    family: Family,
-    recipe: Recipe,
-    spec: MethodSpec,
-    head: str | None,
-    progress: bool,
-) -> int:
+def _write(folder: ModelFolder, like: Checkpoint, family: Family, asked: _Request) -> int:
     """Writes every tensor, merged or taken over, and returns how many were taken over."""
-    tasks = tuple(family.tasks)
-    own = family.tasks[head] if head is not None else None
+    tasks, cut = tuple(family.tasks), asked.recipe.merge
+    own = family.tasks[asked.head] if asked.head is not None else None
     names = own.names if isinstance(own, FineTuned) else {name: name for name in family.shapes}
-    full, chosen = CodecSpec.resolve("full"), spec if len(tasks) > 1 else None
-    with waiting(progress, f"merging by {spec.name}", family.parameters, "parameter") as bar:
-        for component in components_of(family, recipe.merge.granularity, recipe.merge.stages):
-            reader = GroupReader(tasks, full, family.shapes, family.origin, family.tasks)
-            for name, values in merged_tensors(tasks, chosen, component, reader):
+    full, spec = CodecSpec.resolve("full"), asked.spec if len(tasks) > 1 else None
+    with waiting(asked.progress, f"merging by {asked.spec.name}", family.parameters, "parameter") as bar:
+        for component in components_of(family, cut.granularity, cut.stages):
+            reader = GroupReader(tasks, full, family.shapes, family.origin, family.tasks, asked.gathered)
+            for name, values in merged_tensors(tasks, spec, component, reader):
                 folder.write(names[name], values)
                 bar.update(values.numel())
     others = set(like.specs) - {names[name] for name in family.shapes}
@@ -135,21 +178,11 @@ def _chosen(recipe: Recipe, method: str | None, settings: Mapping[str, object]) 
     return MethodSpec.resolve(name, {**given, **settings})
 
 
-def _require_checkpoints(recipe: Recipe) -> None:
-    adapter = next((task for task in recipe.tasks if task.adapter is not None), None)
-    if adapter is not None:
-        raise InputError(
-            f"Task '{adapter.name}' is an adapter ({adapter.adapter}); a static merge is written as a whole model. "
-            "Fold it into its base first (peft's merge_and_unload, then save_pretrained) and name that folder as "
-            "`model`; or search: hf-merge search keeps adapters as adapters."
-        )
-
-
-def _card(title: str, family: Family, recipe: Recipe, spec: MethodSpec, head: str | None, access: hub.Access) -> bytes:
-    tasks = {name: tuned.source for name, tuned in family.tasks.items()}
-    sources: dict[str, Source] = {
-        name: read_source(source.source, source.revision, access) for name, source in tasks.items()
+def _card(title: str, family: Family, asked: _Request) -> bytes:
+    opened = {name: tuned.source for name, tuned in family.tasks.items()}
+    tasks: dict[str, Source] = {
+        name: read_source(source.source, source.revision, asked.access) for name, source in opened.items()
     }
-    origin = Origin(read_source(family.base.source, family.base.revision, access), sources, (), "")
-    publication, granularity = methods.get(spec.name).source, recipe.merge.granularity
-    return merged_card(title, origin, spec.as_json(), publication, granularity, head).encode()
+    origin = Origin(read_source(family.base.source, family.base.revision, asked.access), tasks, (), "")
+    publication, granularity = methods.get(asked.spec.name).source, asked.recipe.merge.granularity
+    return merged_card(title, origin, asked.spec.as_json(), publication, granularity, asked.head).encode()

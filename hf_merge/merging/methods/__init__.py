@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,41 @@ SCOPE = Hyperparameter(
 )
 
 
+ROWS = Hyperparameter(
+    "rows",
+    256,
+    low=1,
+    high=100_000,
+    help="How many rows of each task, without their labels, are run through its fine-tune beforehand.",
+)
+
+
+class Need(Enum):
+    """What a method must know of a fine-tune beside its weights; see `hf_merge/modeling/gathering.py`.
+
+    Attributes:
+        SQUARED_GRADIENTS: The diagonal of the Fisher information, shaped like the weights.
+        INPUT_PRODUCTS: For the matrix of a linear layer, the mean of the outer products of its inputs [in, in].
+    """
+
+    SQUARED_GRADIENTS = "squared_gradients"
+    INPUT_PRODUCTS = "input_products"
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What was gathered of a fine-tune for one unit of weights.
+
+    Attributes:
+        values: float32; what the method's need says.
+        axis: For products of inputs, which dimension of the weights meets the inputs: 1 in torch's linear layers, 0
+            in GPT-2's.
+    """
+
+    values: Tensor
+    axis: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """One fine-tuned model of a group, as a merge method sees it.
@@ -37,11 +73,13 @@ class Member:
         weights: The fine-tuned weights, float32, shaped like the base that the method is given. The method may
             overwrite this buffer, and must not keep it: the caller may read the next member into the same memory.
         seed: Where this member's random choices start; it does not depend on the other members.
+        gathered: What the method's need asks for, or None where it has none, or the unit is nothing of that kind.
     """
 
     task: str
     weights: Tensor
     seed: int
+    gathered: Gathered | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,8 @@ class MergeMethod:
         scoped: Whether its result depends on how tensors are flattened together; `scope` is then one of its settings.
         shaped: Whether it works on matrices: it is then given one tensor at a time in the tensor's own shape, and says
             itself what becomes of those that are none.
+        needs: What it must know of every member beside its weights, or None; its setting `rows` then says from how
+            many rows.
         linear: Whether the result is the base plus a sum of the task vectors with weights that depend on nothing but
             the settings and the number of members, so that it can be merged as factors too.
     """
@@ -71,6 +111,7 @@ class MergeMethod:
     summary: str
     scoped: bool = False
     shaped: bool = False
+    needs: Need | None = None
     linear: bool = False
 
     def weights(self, count: int, settings: Settings) -> list[float]:

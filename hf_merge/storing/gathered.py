@@ -1,0 +1,65 @@
+"""What was gathered of fine-tunes for merge methods, kept in files, so that it is gathered once.
+
+One safetensors file per fine-tune; a tensor's name says which dimension of the weight meets the inputs, and then the
+weight's name in the base. The file's name holds a digest of all that it was gathered from: whoever asks for something
+else finds nothing, and gathers anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hf_merge.merging.methods import Gathered
+from hf_merge.storing.durable import write_atomic
+from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
+
+
+class GatheredFile:
+    """One fine-tune's file, opened when something is first looked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepares to read `path`."""
+        self._path = path
+        self._file: SafetensorsFile | None = None
+        self._names: dict[str, str] = {}
+
+    def find(self, name: str) -> Gathered | None:
+        """Returns what was gathered of a tensor, or None where there is nothing of the kind.
+
+        Raises:
+            CheckpointDamaged: The file is missing or damaged.
+        """
+        if self._file is None:
+            self._file = SafetensorsFile(self._path)
+            self._names = {stored.partition("/")[2]: stored for stored in self._file.specs}
+        stored = self._names.get(name)
+        return None if stored is None else Gathered(self._file.read_float32(stored), int(stored[0] == "1"))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def gathered_path(folder: Path, task: str, origin: Mapping[str, str]) -> Path:
+    """Returns where what was gathered of a task's fine-tune is kept; another origin is another file.
+
+    Args:
+        folder: Where such files lie.
+        task: The task.
+        origin: Everything that decides what is gathered, by name.
+    """
+    digest = hashlib.sha256(json.dumps(dict(origin), sort_keys=True).encode()).hexdigest()
+    return folder / f"{task}-{digest[:16]}.safetensors"
+
+
+def write_gathered(path: Path, gathered: Mapping[str, Gathered]) -> None:
+    """Writes what was gathered of a fine-tune, by the tensors' names in the base.
+
+    Raises:
+        ResourceError: The disk refused.
+    """
+    tensors = {f"{part.axis}/{name}": part.values.contiguous() for name, part in gathered.items()}
+    write_atomic(path, tensor_bytes(tensors))
