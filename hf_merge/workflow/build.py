@@ -112,7 +112,7 @@ def train_router(
     """Returns the router of a family, its eyes, and its accuracy per task on the search rows, which it never saw."""
     reader, recipe = Reader(project), project.recipe
     layers = recipe.router.layers
-    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind == "image" else 0}.get(str(layers))
+    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind in ("image", "audio") else 0}.get(str(layers))
     base = project.family.base
     # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
     eyes = FeatureExtractor.from_base(
@@ -187,7 +187,7 @@ def _write(
         metrics=dict(front.tasks),
         granularity=front.granularity,
         dtype=front.dtype,
-        model=ModelEntry(project.kind, None if project.kind == "image" else search.max_length),
+        model=ModelEntry(project.kind, None if project.kind in ("image", "audio") else search.max_length),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in project.components),
         experts=(),
         chains={task: tuple(key.id for key in builder.chain(point.grouping, task)) for task in family.tasks},

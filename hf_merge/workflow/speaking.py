@@ -13,15 +13,15 @@ from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.language import find_speaker
 
 
-_READS = {"text": "reads text", "image": "reads images", "language": "asks a language model"}
-_Family = str  # what the rows of a task ask for: `text`, `image` or `language`
+_READS = {"text": "reads text", "image": "reads images", "audio": "reads sounds", "language": "asks a language model"}
+_Family = str  # what the rows of a task ask for: `text`, `image`, `audio` or `language`
 
 
 def reads(data: DataSpec) -> _Family:
-    """Returns what a task's data ask for: `image` or `text` a classifier, `language` a language model."""
+    """Returns what a task's data ask for: `image`, `audio` or `text` a classifier, `language` a language model."""
     if data.wording is not None:
         return "language"
-    return "text" if data.image is None else "image"
+    return next(column for column in ("image", "audio", "text") if getattr(data, column) is not None)
 
 
 def require_one_kind(recipe: Recipe) -> _Family:
