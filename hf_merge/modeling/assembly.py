@@ -161,7 +161,10 @@ class TaskModel:
         """
         slot = self.slots.get(name)
         if slot is None:
-            raise ModelMismatch(f"The tensor '{name}' has no place in {type(self.module).__name__}.")
+            raise ModelMismatch(
+                f"The tensor '{name}' has no place in {type(self.module).__name__}. Name a checkpoint of that class: "
+                "a head of another kind cannot be run."
+            )
         if tuple(tensor.shape) != slot.shape:
             found, needed = list(tensor.shape), list(slot.shape)
             raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")

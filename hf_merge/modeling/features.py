@@ -153,7 +153,13 @@ class FeatureExtractor:
 
     @classmethod
     def from_base(
-        cls, config: Mapping[str, Any], names: Sequence[str], trunk: str, layers: int, base: TensorSource
+        cls,
+        config: Mapping[str, Any],
+        names: Sequence[str],
+        trunk: str,
+        layers: int,
+        base: TensorSource,
+        spare: Sequence[str] = (),
     ) -> "FeatureExtractor":
         """Returns an extractor with the base's own weights, encoded tensor by tensor.
 
@@ -163,8 +169,16 @@ class FeatureExtractor:
             trunk: The base's trunk.
             layers: How many blocks, or `ALL_LAYERS`.
             base: Reads the base's tensors.
+            spare: What the base has beside them, and no fine-tune runs. It is looked at only where the model cannot
+                run without: Funnel's base sees through a decoder that its classifiers lack.
+
+        Raises:
+            ModelMismatch: A tensor that the blocks need is among neither.
         """
-        needed = FeatureModel(config, names, trunk, _depth(layers)).names
+        try:
+            needed = FeatureModel(config, names, trunk, _depth(layers)).names
+        except ModelMismatch:
+            needed = FeatureModel(config, [*names, *spare], trunk, _depth(layers)).names
         stored: dict[str, Tensor] = {}
         for name in needed:
             stored |= _CODEC.encode(name, base.read(name), None, _SPEC.mapping)

@@ -114,9 +114,11 @@ def train_router(
     layers = recipe.router.layers
     depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind in ("image", "audio") else 0}.get(str(layers))
     base = project.family.base
-    # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
+    # The family's shapes leave out tensors that no fine-tune has; where they can, the features do without as well.
+    names = list(project.family.of_base)
+    spare = [name for name in base.backbone().values() if name not in project.family.of_base]
     eyes = FeatureExtractor.from_base(
-        base.config, list(project.family.of_base), base.trunk, int(layers) if depth is None else depth, base
+        base.config, names, base.trunk, int(layers) if depth is None else depth, base, spare
     )
     features, labels = _features(
         eyes, reader, {task: rows.router for task, rows in data.items()}, "router features", progress

@@ -84,6 +84,11 @@ FAMILIES = {
         FamilySpec("distilbert", "text", {**_TEXT, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}),
         _text("electra", embedding_size=8),
         _text("ernie"),
+        FamilySpec(
+            "funnel", "text",
+            {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24,
+             "num_decoder_layers": 1, "max_position_embeddings": 40, "pad_token_id": 0},
+        ),
         _text("layoutlm"),
         _text("mobilebert", embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8),
         _text("modernbert", global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2),

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, DeiTForImageClassificationWithTeacher
 from typer.testing import CliRunner
 
 from hf_merge import MergeModel
 from hf_merge.cli import app
+from hf_merge.errors import ModelMismatch
 from hf_merge.storing.library import Member
 from hf_merge.workflow.build import build
 from hf_merge.workflow.evaluate import evaluate
@@ -100,6 +101,19 @@ def batch_of(family: MadeFamily, task: str) -> dict[str, Tensor]:
         samples = [row["array"][:LEAST] for row in rows]  # of one length: where there is no mask nothing is padded
         return dict(extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt"))
     return dict(AutoImageProcessor.from_pretrained(family.base, backend="pil")(images=rows, return_tensors="pt"))
+
+
+def test_a_distilled_head_of_two_parts_is_refused_by_its_name(
+    made: Callable[[str], MadeFamily], tmp_path: Path
+) -> None:
+    whole = made("deit")
+    model = DeiTForImageClassificationWithTeacher.from_pretrained(whole.base, num_labels=2)
+    model.save_pretrained(tmp_path / "distilled")
+    family = MadeFamily(whole.spec, whole.base, {TASKS[0]: tmp_path / "distilled"}, whole.data)
+    with pytest.raises(
+        ModelMismatch, match=r"'cls_classifier\.\w+' has no place in DeiTForImageClassification\. Name"
+    ):
+        search(family.recipe(), tmp_path / "run", progress=False)
 
 
 # Sounds
