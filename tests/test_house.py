@@ -78,14 +78,16 @@ class Place:
 
 THIRD_PARTIES = {
     "accelerate": Place(inside=("modeling.assembly",), loading=("searching.ranks",)),
-    "datasets": Place(loading=("searching.columns", "searching.tasks", "searching.metrics")),
+    "datasets": Place(loading=("searching.columns", "searching.media", "searching.tasks", "searching.metrics")),
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.saving")),
     "jinja2": Place(loading=("storing.markdown",)),
     "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot", "storing.search_plot")),
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
     "peft": Place(inside=("modeling.adapters",)),
-    "PIL": Place(loading=("modeling.inputs", "searching.tasks"), inside=("workflow*", "cli", "serving.model")),
+    "PIL": Place(
+        loading=("modeling.inputs", "searching.media", "searching.tasks"), inside=("workflow*", "cli", "serving.model")
+    ),
     "pydantic": Place(loading=("recipe*",)),
     "pydantic_core": Place(loading=("recipe",)),
     "pymoo": Place(loading=("searching.nsga2", "searching.pareto")),

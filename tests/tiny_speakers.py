@@ -32,6 +32,7 @@ from tests.tiny_models import LABELS, LAYERS, POSITIONS, ROWS, WIDTH, WORDS, Tin
 DECODERS = ("gpt2", "llama", "qwen2", "gemma2")
 ENCODER_DECODERS = ("t5", "bart")
 SPEAKERS = DECODERS + ENCODER_DECODERS
+COUSINS = ("mt5", "pegasus")  # built of the same parts as T5 and BART, so that one test of the whole way will do
 TEMPLATES = {"animals": "{text} which animal", "colours": "colour of {text}", "weather": "{text} weather"}
 WRITING = "weather"
 NEW_TOKENS = 4
@@ -41,7 +42,8 @@ _LOADERS: Mapping[str, Any] = {"causal": AutoModelForCausalLM, "seq2seq": AutoMo
 _SPECIAL = {
     "gpt2": ["<|endoftext|>"], "llama": ["<unk>", "<s>", "</s>"], "qwen2": ["<|endoftext|>"],
     "gemma2": ["<pad>", "<eos>", "<bos>", "<unk>"], "t5": ["<pad>", "</s>", "<unk>"],
-    "bart": ["<s>", "<pad>", "</s>", "<unk>"],
+    "bart": ["<s>", "<pad>", "</s>", "<unk>"], "mt5": ["<pad>", "</s>", "<unk>"],
+    "pegasus": ["<pad>", "</s>", "<unk>"],
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ class SpeakingFamily(TinyFamily):
 
 def build_speakers(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS, seed: int = 0) -> SpeakingFamily:
     """Returns a family of three tasks: `animals` has 2 options, `colours` 3, and `weather` is written."""
-    kind = "seq2seq" if layout in ENCODER_DECODERS else "causal"
+    kind = "seq2seq" if layout in ENCODER_DECODERS + COUSINS else "causal"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = new_speaker(layout)
@@ -116,6 +118,15 @@ def speaker_config(layout: str, **changes: Any) -> PreTrainedConfig:
         "intermediate_size": 2 * WIDTH, "max_position_embeddings": POSITIONS, "initializer_range": 0.1,
         "vocab_size": words, "head_dim": WIDTH // 2,
     }  # fmt: skip
+    halves = {
+        "vocab_size": words, "d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 2 * WIDTH,
+        "decoder_ffn_dim": 2 * WIDTH, "max_position_embeddings": POSITIONS, "init_std": 0.1,
+    }  # fmt: skip
+    t5 = {
+        "vocab_size": words, "d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": LAYERS,
+        "num_heads": 2, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    }  # fmt: skip
     settings: dict[str, dict[str, Any]] = {
         "gpt2": {
             "vocab_size": words, "n_positions": POSITIONS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2,
@@ -127,16 +138,15 @@ def speaker_config(layout: str, **changes: Any) -> PreTrainedConfig:
             "bos_token_id": 0, "eos_token_id": None,
         },
         "gemma2": {**rotary, "sliding_window": 8, "query_pre_attn_scalar": 16, "pad_token_id": 0, "eos_token_id": 1},
-        "t5": {
-            "vocab_size": words, "d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": LAYERS,
-            "num_heads": 2, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False,
-        },
+        "t5": t5,
+        "mt5": t5,
         "bart": {
-            "vocab_size": words, "d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 2 * WIDTH,
-            "decoder_ffn_dim": 2 * WIDTH, "max_position_embeddings": POSITIONS, "init_std": 0.1, "bos_token_id": 0,
-            "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
+            **halves, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+            "forced_eos_token_id": 2,
+        },
+        "pegasus": {
+            **halves, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "forced_eos_token_id": 1,
+            "scale_embedding": True, "init_std": 0.25,  # else its fixed positions drown the words
         },
     }  # fmt: skip
     return AutoConfig.for_model(layout, **(settings[layout] | changes))
@@ -144,9 +154,9 @@ def speaker_config(layout: str, **changes: Any) -> PreTrainedConfig:
 
 def new_speaker(layout: str) -> PreTrainedModel:
     """Returns a random language model."""
-    kind = "seq2seq" if layout in ENCODER_DECODERS else "causal"
+    kind = "seq2seq" if layout in ENCODER_DECODERS + COUSINS else "causal"
     model: Any = _LOADERS[kind].from_config(speaker_config(layout))
-    if layout == "t5":
+    if layout in ("t5", "mt5"):
         head: Any = model.lm_head
         head.weight = nn.Parameter(torch.randn(head.weight.shape) * 0.1)
     made: PreTrainedModel = model.eval()
@@ -184,7 +194,8 @@ def speaking_tokenizer(layout: str) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel(words, unk_token=unknown))
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    around = {"llama": "<s> $A", "gemma2": "<bos> $A", "t5": "$A </s>", "bart": "<s> $A </s>"}.get(layout)
+    around = {"llama": "<s> $A", "gemma2": "<bos> $A", "bart": "<s> $A </s>"}.get(layout)
+    around = "$A </s>" if layout in ("t5", *COUSINS) else around
     if around is not None:
         special = [(word, words[word]) for word in around.split() if word != "$A"]
         inner.post_processor = processors.TemplateProcessing(

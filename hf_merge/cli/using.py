@@ -32,7 +32,7 @@ def show(
 def predict(
     repo: Repo,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="TEXT|IMAGE...", help="Texts, or image files.", show_default=False)
+        list[str], typer.Argument(metavar="TEXT|IMAGE|WAV...", help="Texts, image or WAV files.", show_default=False)
     ],
     budget: Budget = None,
     revision: Revision = None,

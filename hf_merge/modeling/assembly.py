@@ -13,11 +13,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
@@ -47,22 +49,23 @@ from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
 __all__ = [
-    "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind", "skeleton_config", "skeleton_of",
-    "used_names",
+    "CLASSIFIERS", "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind", "skeleton_config",
+    "skeleton_of", "used_names",
 ]  # fmt: skip
 
-Kind = Literal["text", "image", "causal", "seq2seq"]
+Kind = Literal["text", "image", "audio", "causal", "seq2seq"]
 TransformersModel: TypeAlias = PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
 # While a model is built, torch's initialisers are replaced in the whole process: two threads at it would mix them up.
 _BUILDING = Lock()
-_COLUMNS: tuple[Kind, Kind] = ("text", "image")
+CLASSIFIERS: tuple[Kind, ...] = ("text", "image", "audio")  # each named like its column in a recipe
 # Of each kind the loader, the model types it knows, and what messages call them.
 _CLASSES: Mapping[Kind, tuple[Any, Any, str]] = {
     "text": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "text classification"),
     "image": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "image classification"),
+    "audio": (AutoModelForAudioClassification, MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING, "audio classification"),
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "causal language"),
     "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "sequence-to-sequence language"),
 }
@@ -159,7 +162,10 @@ class TaskModel:
         """
         slot = self.slots.get(name)
         if slot is None:
-            raise ModelMismatch(f"The tensor '{name}' has no place in {type(self.module).__name__}.")
+            raise ModelMismatch(
+                f"The tensor '{name}' has no place in {type(self.module).__name__}. Name a checkpoint of that class: "
+                "a head of another kind cannot be run."
+            )
         if tuple(tensor.shape) != slot.shape:
             found, needed = list(tensor.shape), list(slot.shape)
             raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
@@ -269,8 +275,8 @@ def _require_class(built: Any, kind: Kind) -> None:
     _, known, title = _CLASSES[kind]
     if type(built) in known:
         return
-    others = [other for other in _COLUMNS if kind in _COLUMNS and type(built) in _CLASSES[other][1]]
-    hint = f" It has one for {others[0]}s: name the '{others[0]}' column of every task's data." if others else ""
+    others = [other for other in CLASSIFIERS if kind in CLASSIFIERS and type(built) in _CLASSES[other][1]]
+    hint = f" It has one for {others[0]}: name the '{others[0]}' column of every task's data." if others else ""
     raise UnsupportedArchitecture(f"transformers has no {title} model for the model type '{built.model_type}'.{hint}")
 
 

@@ -1,7 +1,8 @@
 """What the router sees: mean-pooled hidden states of the pre-trained model.
 
-Pooled are the real positions of a text; of an image all that the model has positions for, patches with the class token
-and registers, or the places of a convolution's grid. Of an encoder and its decoder, the encoder is asked.
+Pooled are the real positions of a text, and the real frames of a sound; of an image all that the model has positions
+for, patches with the class token and registers, or the places of a convolution's grid. Of an encoder and its decoder,
+the encoder is asked.
 
 The paper routes on features of the pre-trained model. Serving a whole second model for that would undo the storage
 saved, so the features pass only as many blocks as asked for (none by default for text: the embedding layer), and the
@@ -13,7 +14,7 @@ Source: MERGE, arXiv 2602.06552, Eq. 9; docs/adr/0005-router-features.md.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,18 @@ class FeatureModel:
         states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
         return states
 
+    def mask_over(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Returns a mask over the positions of hidden states; that of a sound's samples says which frames are real.
+
+        Args:
+            states: The hidden states, [batch, positions, width].
+            mask: The inputs' mask, [batch, length].
+        """
+        if mask.shape[1] == states.shape[1]:
+            return mask
+        over: Tensor = cast(Any, self._module)._get_feature_vector_attention_mask(states.shape[1], mask)
+        return over
+
 
 class FeatureExtractor:
     """The pre-trained model's eyes: batches in, one vector per row out.
@@ -141,7 +154,13 @@ class FeatureExtractor:
 
     @classmethod
     def from_base(
-        cls, config: Mapping[str, Any], names: Sequence[str], trunk: str, layers: int, base: TensorSource
+        cls,
+        config: Mapping[str, Any],
+        names: Sequence[str],
+        trunk: str,
+        layers: int,
+        base: TensorSource,
+        spare: Sequence[str] = (),
     ) -> "FeatureExtractor":
         """Returns an extractor with the base's own weights, encoded tensor by tensor.
 
@@ -151,8 +170,16 @@ class FeatureExtractor:
             trunk: The base's trunk.
             layers: How many blocks, or `ALL_LAYERS`.
             base: Reads the base's tensors.
+            spare: What the base has beside them, and no fine-tune runs. It is looked at only where the model cannot
+                run without: Funnel's base sees through a decoder that its classifiers lack.
+
+        Raises:
+            ModelMismatch: A tensor that the blocks need is among neither.
         """
-        needed = FeatureModel(config, names, trunk, _depth(layers)).names
+        try:
+            needed = FeatureModel(config, names, trunk, _depth(layers)).names
+        except ModelMismatch:
+            needed = FeatureModel(config, [*names, *spare], trunk, _depth(layers)).names
         stored: dict[str, Tensor] = {}
         for name in needed:
             stored |= _CODEC.encode(name, base.read(name), None, _SPEC.mapping)
@@ -168,7 +195,7 @@ class FeatureExtractor:
         mask = moved.get("attention_mask")
         if mask is None:
             return states.mean(dim=1).cpu()
-        weights = mask.to(states.dtype).unsqueeze(-1)
+        weights = self._model.mask_over(states, mask).to(states.dtype).unsqueeze(-1)
         return ((states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).cpu()
 
 

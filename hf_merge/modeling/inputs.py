@@ -1,7 +1,7 @@
 """Inputs: texts, pairs of texts and images become padded batches, and outputs return to the order of the rows.
 
-Rows are tokenised once and sorted by length, so that a batch pads little; `restore` undoes the sorting. Tokenizers and
-image processors come from local folders only, never with code of their own.
+Rows are tokenised once and sorted by length, so that a batch pads little; `restore` undoes the sorting. Tokenizers,
+image processors and feature extractors come from local folders only, never with code of their own.
 """
 
 import json
@@ -22,7 +22,7 @@ from hf_merge.modeling.batching import cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFeatureExtractor
 
 DEFAULT_MAX_LENGTH = 512
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -36,7 +36,8 @@ class Batch:
 
     Attributes:
         inputs: The model's keyword arguments: `input_ids` and `attention_mask` [batch, length] int64 (and more where
-            the tokenizer has it), or `pixel_values` [batch, channels, height, width] float32.
+            the tokenizer has it), `pixel_values` [batch, channels, height, width] float32, or of sounds
+            `input_values` or `input_features` [batch, length, ...] float32.
         rows: [batch] int64, the positions of these rows in the original order.
     """
 
@@ -178,12 +179,7 @@ def load_image_processor(folder: Path) -> "BaseImageProcessor":
         UntrustedContentError: The image processor needs code of its own (`auto_map`).
         LimitExceeded: A processor file is larger than 64 MiB.
     """
-    _check_folder(folder, "image processor", _PROCESSOR_FILES)
-    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        raise CheckpointDamaged(
-            f"There is no {_PROCESSOR_FILES[0]} in {folder}, so nothing says how pictures become numbers. Copy the "
-            "one there that the fine-tunes were trained with: its size, mean and deviation decide what they see."
-        )
+    _check_processor(folder, "image processor", "pictures", "size, mean and deviation decide what they see")
     from transformers import AutoImageProcessor
 
     with _BlameFolder(folder, "image processor"):
@@ -191,6 +187,33 @@ def load_image_processor(folder: Path) -> "BaseImageProcessor":
             str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
         )
     return processor
+
+
+def load_feature_extractor(folder: Path) -> "SequenceFeatureExtractor":
+    """Returns the feature extractor of a local checkpoint folder, for sounds; nothing is fetched, no code of it runs.
+
+    Raises:
+        CheckpointDamaged: The folder holds no readable feature extractor.
+        UntrustedContentError: The feature extractor needs code of its own (`auto_map`).
+        LimitExceeded: A processor file is larger than 64 MiB.
+    """
+    _check_processor(folder, "feature extractor", "sounds", "sampling rate and normalisation decide what they hear")
+    from transformers import AutoFeatureExtractor
+
+    with _BlameFolder(folder, "feature extractor"):
+        extractor: SequenceFeatureExtractor = AutoFeatureExtractor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    return extractor
+
+
+def _check_processor(folder: Path, kind: str, what: str, why: str) -> None:
+    _check_folder(folder, kind, _PROCESSOR_FILES)
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise CheckpointDamaged(
+            f"There is no {_PROCESSOR_FILES[0]} in {folder}, so nothing says how {what} become numbers. Copy the "
+            f"one there that the fine-tunes were trained with: its {why}."
+        )
 
 
 class _BlameFolder:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from hf_merge.errors import CheckpointDamaged, UnsupportedArchitecture
 from hf_merge.merging.components import Shape
-from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.assembly import CLASSIFIERS, Head, Kind, TaskModel
 from hf_merge.modeling.skeletons import Slot
 
 
@@ -31,7 +31,7 @@ class SpecialTokens:
     """What a tokenizer pads and ends with, for models whose configuration does not say.
 
     Attributes:
-        pad: The token that texts are padded with; None where nothing is padded, as for images.
+        pad: The token that texts are padded with; None where no texts are padded, as for images.
         eos: The token that ends a text; None where there is none.
     """
 
@@ -68,7 +68,7 @@ def task_model(
         UnsupportedArchitecture: transformers has no class of this kind for the model type.
         CheckpointDamaged: The configuration describes no model, or an encoder-decoder that cannot begin to write.
     """
-    if kind in ("text", "image"):
+    if kind in CLASSIFIERS:
         return TaskModel(config, kind, head, pad_token_id=tokens.pad, adapter=adapter, trunk=trunk)
     model = TaskModel(config, kind, head, adapter=adapter, trunk=trunk)
     _untie(model, [model.own_name(name, trunk) for name in names])

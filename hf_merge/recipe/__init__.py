@@ -157,7 +157,7 @@ class SearchSpec(Section):
 class RouterSpec(Section):
     """How the router is trained; `layers` is the number of pre-trained blocks its features pass, or `all`.
 
-    `layers: auto` takes 0 (the embedding layer) for text and `all` for images.
+    `layers: auto` takes 0 (the embedding layer) for text and `all` for images and sounds.
     """
 
     rows_per_task: int = Field(default=1000, ge=2)

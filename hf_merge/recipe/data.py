@@ -18,8 +18,8 @@ class DataSpec(Section):
 
     `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits`
     renames splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names
-    `image`. A task of a generative model adds `answers` (the options in label order) or `target` (the column of what
-    the model is to write, in `max_new_tokens`), and perhaps a `template`.
+    `image`, a task of sounds names `audio`. A task of a generative model adds `answers` (the options in label order)
+    or `target` (the column of what the model is to write, in `max_new_tokens`), and perhaps a `template`.
     """
 
     path: str = Field(min_length=1)
@@ -30,6 +30,7 @@ class DataSpec(Section):
     text: str | None = None
     text_pair: str | None = None
     image: str | None = None
+    audio: str | None = None
     label: str = "label"
     template: str | None = None
     answers: tuple[str, ...] | None = None
@@ -57,8 +58,9 @@ class DataSpec(Section):
             return self
         if self.answers is not None and self.target is not None:
             raise ValueError("give either 'answers' (options to choose from) or 'target' (a column of texts to write)")
-        if self.image is not None:
-            raise ValueError("'answers' and 'target' belong to a 'text' column, not to an 'image' column")
+        if self.text is None:
+            column = "image" if self.audio is None else "audio"
+            raise ValueError(f"'answers' and 'target' belong to a 'text' column, not to an '{column}' column")
         if self.answers is not None and self.max_new_tokens is not None:
             raise ValueError("'max_new_tokens' belongs to 'target': options are scored, nothing is written")
         fault = find_fault(wording) or _fault_of_pair(wording, self.text_pair)
@@ -68,10 +70,13 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _one_input(self) -> "DataSpec":
-        if (self.text is None) == (self.image is None):
-            raise ValueError("name either a 'text' column (with or without 'text_pair') or an 'image' column")
-        if self.image is not None and self.text_pair is not None:
-            raise ValueError("'text_pair' belongs to a 'text' column, not to an 'image' column")
+        if sum(column is not None for column in (self.text, self.image, self.audio)) != 1:
+            raise ValueError(
+                "name either a 'text' column (with or without 'text_pair'), an 'image' column or an 'audio' column"
+            )
+        if self.text is None and self.text_pair is not None:
+            column = "image" if self.audio is None else "audio"
+            raise ValueError(f"'text_pair' belongs to a 'text' column, not to an '{column}' column")
         return self
 
 

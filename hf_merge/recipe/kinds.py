@@ -1,4 +1,4 @@
-"""What the tasks of a recipe ask for: a classifier of texts or pictures, or a language model."""
+"""What the tasks of a recipe ask for: a classifier of texts, pictures or sounds, or a language model."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -9,15 +9,15 @@ from hf_merge.recipe.data import DataSpec
 if TYPE_CHECKING:
     from hf_merge.recipe import Recipe
 
-Reads: TypeAlias = str  # `text`, `image` or `language`
-_READS = {"text": "reads text", "image": "reads images", "language": "asks a language model"}
+Reads: TypeAlias = str  # `text`, `image`, `audio` or `language`
+_READS = {"text": "reads text", "image": "reads images", "audio": "reads sounds", "language": "asks a language model"}
 
 
 def reads(data: DataSpec) -> Reads:
-    """Returns what a task's data ask for: `image` or `text` a classifier, `language` a language model."""
+    """Returns what a task's data ask for: `image`, `audio` or `text` a classifier, `language` a language model."""
     if data.wording is not None:
         return "language"
-    return "text" if data.image is None else "image"
+    return next(column for column in ("image", "audio", "text") if getattr(data, column) is not None)
 
 
 def require_one_kind(recipe: "Recipe") -> Reads:

@@ -4,7 +4,6 @@ Data are read with `datasets` (a Hub id, or local parquet, csv and json files); 
 fine-tuned checkpoint, or numbers. Whatever is wrong with the data is said here, before anything is merged.
 """
 
-import hashlib
 import logging
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -14,38 +13,39 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import DecompressionBombError, Image
+from PIL.Image import Image
 
 from hf_merge.errors import DatasetError, HubError, RecipeError
-from hf_merge.modeling.inputs import as_rgb
 from hf_merge.recipe import TaskSpec
 from hf_merge.searching.columns import read_answers, refuse_missing, refuse_other_than_text
 from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
+from hf_merge.searching.media import Reading, reason_of, with_images, with_sounds
 from hf_merge.searching.metrics import is_regression_metric
 from hf_merge.searching.splits import BUILDERS, check_source, splits_by_role
 from hf_merge.storing import disk
+from hf_merge.storing.sounds import Sound
 
 
 if TYPE_CHECKING:
     import datasets
 
 _log = logging.getLogger(__name__)
-_BYTES_TYPES = ("binary", "large_binary")
 _Value = TypeVar("_Value")
 _UNDEFINED_FOR_ONE_LABEL = ("matthews", "pearson_spearman")
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of one task, either texts (with or without pairs) or images.
+    """Some rows of one task: texts (with or without pairs), images or sounds.
 
     Attributes:
-        texts: The texts, or None for an image task.
+        texts: The texts, or None for another task.
         pairs: The second texts, or None where the task has none.
-        images: The images as they were stored, or None for a text task.
+        images: The images as they were stored, or None for another task.
         labels: [rows] int64 class indices, or float32 numbers for a regression; read-only. For a task that is to
             write `targets` all are 1: the target was met.
         targets: What is to be written, or None for a task that chooses among labels.
+        sounds: The sounds, or None for another task.
     """
 
     texts: tuple[str, ...] | None
@@ -53,6 +53,7 @@ class Rows:
     images: tuple[Image, ...] | None
     labels: NDArray[Any]
     targets: tuple[str, ...] | None = None
+    sounds: tuple[Sound, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,8 +64,8 @@ class Rows:
         def cut(values: tuple[_Value, ...] | None) -> tuple[_Value, ...] | None:
             return None if values is None else values[:count]
 
-        texts, pairs, images, targets = cut(self.texts), cut(self.pairs), cut(self.images), cut(self.targets)
-        return Rows(texts, pairs, images, self.labels[:count], targets)
+        texts, pairs, images = cut(self.texts), cut(self.pairs), cut(self.images)
+        return Rows(texts, pairs, images, self.labels[:count], cut(self.targets), cut(self.sounds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def load_task(
     return data
 
 
-_Content = tuple[Any, ...]  # of one row: (text,), (text, pair) or (image,)
+_Content = tuple[Any, ...]  # of one row: (text,), (text, pair), (image,) or (sound,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class _Source:
     place: str
     data: "datasets.Dataset"
     columns: tuple[str, ...]
-    is_image: bool
+    reading: Reading | None  # of a column of images or sounds; None where there are texts
     labels: NDArray[Any]
     targets: tuple[str, ...] | None
 
@@ -152,21 +153,23 @@ class _Source:
     def open(
         cls, spec: TaskSpec, split: str, data: "datasets.Dataset", head: tuple[int, tuple[str, ...] | None]
     ) -> Self:
-        """Returns the split after checking everything but the pixels."""
+        """Returns the split after checking everything but pixels and samples."""
         place = f"Task '{spec.name}', split '{split}'"
         if not len(data):
             raise DatasetError(f"{place}: it has no rows. Give at least one.")
-        named = (spec.data.text, spec.data.text_pair, spec.data.image)
+        named = (spec.data.text, spec.data.text_pair, spec.data.image, spec.data.audio)
         columns = tuple(column for column in named if column is not None)
         for column in columns:
             refuse_missing(data, column, place)
-        is_image = spec.data.image is not None
-        if is_image:
-            data = _with_images(data, columns[0], place)
+        reading = None
+        if spec.data.image is not None:
+            data, reading = with_images(data, columns[0], place)
+        elif spec.data.audio is not None:
+            data, reading = with_sounds(data, columns[0], place)
         else:
             refuse_other_than_text(data, columns, place)
         labels, targets = read_answers(spec.data, data, head, place)
-        return cls(place, data.select_columns(list(columns)), columns, is_image, labels, targets)
+        return cls(place, data.select_columns(list(columns)), columns, reading, labels, targets)
 
     def draw(self, order: NDArray[np.int64], limit: int, *others: Draw[_Content]) -> Draw[_Content]:
         """Returns the first `limit` rows in `order` that share no content with the others."""
@@ -178,28 +181,22 @@ class _Source:
         columns = tuple(zip(*drawn.items.values(), strict=True))
         labels = self.labels[list(drawn.items)]
         labels.setflags(write=False)
-        if self.is_image:
-            return Rows(None, None, columns[0], labels)
+        if self.reading is not None:
+            kinds: dict[str, Any] = {"images": None, self.reading.name: columns[0]}
+            return Rows(None, None, labels=labels, **kinds)
         targets = None if self.targets is None else tuple(self.targets[row] for row in drawn.items)
         return Rows(columns[0], columns[1] if len(columns) > 1 else None, None, labels, targets)
 
     def _read(self, rows: NDArray[np.int64]) -> list[tuple[Hashable, _Content]]:
-        if self.is_image:
-            return [self._read_image(row) for row in rows.tolist()]
+        if self.reading is not None:
+            return [self._read_one(self.reading, row) for row in rows.tolist()]
         read = self.data[rows.tolist()]
         contents = zip(*(read[name] for name in self.columns), strict=True)
         return [(content, content) for content in contents]
 
-    def _read_image(self, row: int) -> tuple[Hashable, _Content]:
-        try:
-            image: Image = self.data[row][self.columns[0]]
-            pixels = as_rgb(image)
-        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
-            raise DatasetError(
-                f"{self.place}: the image in row {row} cannot be decoded: {_reason(error)}. Remove the row, or store "
-                "the image anew."
-            ) from error
-        return (pixels.size, hashlib.sha256(pixels.tobytes()).digest()), (image,)
+    def _read_one(self, reading: Reading, row: int) -> tuple[Hashable, _Content]:
+        key, content = reading.read(self.data, row, self.columns[0], self.place)
+        return key, (content,)
 
 
 def _divided(task: str, sources: dict[str, _Source], validation_rows: int, router_rows: int, seed: int) -> TaskData:
@@ -242,13 +239,13 @@ def _fetch(spec: TaskSpec, files: dict[str, str] | None) -> dict[str, "datasets.
         disk.refuse_full(error, Path(datasets.config.HF_DATASETS_CACHE))
         if isinstance(error, OSError) and data.path not in BUILDERS and not Path(data.path).exists():
             raise HubError(
-                f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {_reason(error)}. Check its "
-                "name, your right to read it, and the connection; local files go as path: parquet, data_files: "
+                f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {reason_of(error)}. Check "
+                "its name, your right to read it, and the connection; local files go as path: parquet, data_files: "
                 "{test: FILE}."
             ) from error
         what = ", ".join(files.values()) + f" as {data.path}" if files else f"the data set '{data.path}'"
         raise DatasetError(
-            f"Task '{spec.name}': cannot read {what}: {_reason(error)}. Check that it is whole, of this format, and "
+            f"Task '{spec.name}': cannot read {what}: {reason_of(error)}. Check that it is whole, of this format, and "
             "has rows."
         ) from error
     return dict(found)
@@ -269,21 +266,6 @@ def _without_progress_bars() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _with_images(data: "datasets.Dataset", column: str, place: str) -> "datasets.Dataset":
-    """Returns the split with a column decoded as images, also where its bytes do not say that they are images."""
-    import datasets
-
-    feature = data.features[column]
-    kind = getattr(feature, "dtype", "a nested type")
-    is_encoded = kind in _BYTES_TYPES or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-    if not is_encoded and not isinstance(feature, datasets.Image):
-        raise DatasetError(
-            f"{place}: column '{column}' holds {kind}, not images. Name a column of encoded images (bytes, "
-            "as datasets.Image stores them)."
-        )
-    return data.cast_column(column, datasets.Image())
-
-
 def _warn_of_one_label(spec: TaskSpec, search: Rows) -> None:
     """Warns where the metric is the same for every configuration."""
     if spec.metric in _UNDEFINED_FOR_ONE_LABEL and len(np.unique(search.labels)) == 1:
@@ -292,10 +274,3 @@ def _warn_of_one_label(spec: TaskSpec, search: Rows) -> None:
             "validation_rows or mix the rows.",
             *(spec.name, len(search), search.labels[0], spec.metric),
         )
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the text of the error at the root, on one line of at most 300 characters, without its full stop."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

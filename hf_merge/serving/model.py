@@ -3,7 +3,7 @@
 Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -27,9 +27,13 @@ from hf_merge.storing.library import Member
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hf_merge.storing.sounds import Sound
+
 __all__ = ["Generation", "MergeModel", "MergeOutput", "Prediction"]
 
-Inputs: TypeAlias = "Sequence[str | tuple[str, str]] | Sequence[Image]"
+Inputs: TypeAlias = (
+    "Sequence[str | tuple[str, str]] | Sequence[Image] | Sequence[str | Path | Mapping[str, Any] | Sound]"
+)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_SIZE = 32
@@ -154,7 +158,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         A language model is asked in the words of the input's task, and answers with one of the task's options.
 
         Args:
-            inputs: Texts, pairs of texts (both kinds may be mixed), or images.
+            inputs: Texts, pairs of texts (both kinds may be mixed), images, or sounds: paths of WAV files, or
+                mappings of `array` (samples) and `sampling_rate`.
             task: The task of all inputs, or of each; None routes every input.
             batch_size: Inputs per batch.
 

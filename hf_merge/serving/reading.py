@@ -1,4 +1,4 @@
-"""What a user gives becomes batches: texts, pairs of texts, or images, by the tokenizer or processor of a member."""
+"""What a user gives becomes batches: texts, pairs of texts, images or sounds, by a member's tokenizer or processor."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,13 +8,21 @@ from typing import Any
 
 from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import Kind
+from hf_merge.modeling.hearing import Hearing
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.language import SpecialTokens
 from hf_merge.modeling.prompts import Prompter
+from hf_merge.storing.sounds import Sound, sound_in
+
+
+_WANTED = {
+    "image": "images (PIL.Image)",
+    "audio": "sounds (paths of WAV files, or mappings of array and sampling_rate)",
+}
 
 
 class InputReader:
-    """The tokenizer or image processor of a member folder; threads may share it.
+    """The tokenizer, image processor or feature extractor of a member folder; threads may share it.
 
     Attributes:
         tokens: What the tokenizer pads and ends with.
@@ -28,8 +36,9 @@ class InputReader:
             UntrustedContentError: It asks for code of its own.
         """
         self._kind, self._max_length = kind, max_length
-        self._tokenizer = load_tokenizer(folder) if kind != "image" else None
+        self._tokenizer = load_tokenizer(folder) if kind not in _WANTED else None
         self._processor = load_image_processor(folder) if kind == "image" else None
+        self._hearing = Hearing.load(folder) if kind == "audio" else None
         self._lock = Lock()  # a tokenizer holds how it cuts and pads from one call to the next
         self.tokens = SpecialTokens.of(self._tokenizer)
 
@@ -40,21 +49,21 @@ class InputReader:
             InputError: As said, or `batch_size` is below 1.
         """
         _require_size(batch_size)
-        if isinstance(inputs, str) or _is_image(inputs):
+        if isinstance(inputs, str | Path | Mapping) or _is_image(inputs):
             raise InputError("Give a list of inputs, even for a single one.")
-        wanted = "images (PIL.Image)" if self._kind == "image" else "texts and pairs of texts"
+        wanted = _WANTED.get(self._kind, "texts and pairs of texts")
+        fits = {"image": _is_image, "audio": _is_sound}.get(self._kind, _is_text)
         for index, item in enumerate(inputs):
-            fits = _is_image(item) if self._kind == "image" else _is_text(item)
-            if not fits:
+            if not fits(item):
                 raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
 
     def batches(self, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Batch]]]:
-        """Yields positions and batches of the inputs of each shape: single texts (or images), and pairs of texts.
+        """Yields positions and batches of the inputs of each shape: single texts (images, sounds), and pairs of texts.
 
         The rows of the batches count within the positions.
 
         Raises:
-            InputError: An input is of another kind than the model reads, or `batch_size` is below 1.
+            InputError: An input is of another kind than the model reads, cannot be read, or `batch_size` is below 1.
         """
         self.require(inputs, batch_size)
         pairs = [index for index, item in enumerate(inputs) if isinstance(item, tuple | list)]
@@ -89,8 +98,11 @@ class InputReader:
     def _arranged(self, items: list[Any], seconds: list[Any] | None, batch_size: int) -> list[Batch]:
         if self._processor is not None:
             return image_batches(self._processor, items, batch_size=batch_size)
+        if self._hearing is not None:
+            sounds = [as_sound(item, f"input {index}") for index, item in enumerate(items)]
+            return self._hearing.batches(sounds, batch_size=batch_size)
         if self._tokenizer is None:
-            raise RuntimeError("A reader has either a tokenizer or a processor.")
+            raise RuntimeError("A reader has a tokenizer or a processor.")
         with self._lock:
             return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
 
@@ -102,6 +114,26 @@ def _require_size(batch_size: int) -> None:
 
 def _is_image(item: object) -> bool:
     return callable(getattr(item, "convert", None))
+
+
+def as_sound(item: Any, name: str) -> Sound:
+    """Returns the sound that a caller means, by a path or as samples; `name` is what messages call it.
+
+    Raises:
+        InputError: It cannot be read; the message says what to do.
+    """
+    origin = f"'{item}'" if isinstance(item, str | Path) else name
+    try:
+        return sound_in(item, origin)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise InputError(f"{origin} cannot be read as a sound: {said}. This model reads sounds.") from error
+
+
+def _is_sound(item: object) -> bool:
+    return isinstance(item, str | Path | Sound) or (
+        isinstance(item, dict) and {"array", "sampling_rate"} <= item.keys()
+    )
 
 
 def _is_text(item: object) -> bool:

@@ -125,6 +125,8 @@ def _rows_of(output: Any, rows: Tensor, batch: int) -> Any:
     """Returns the chosen rows of a backbone's output; what has no row for each of the batch stays as it is."""
     if isinstance(output, Tensor):
         return output[rows] if output.ndim and len(output) == batch else output
+    if isinstance(output, tuple):  # the states of every layer, which a head may weigh
+        return tuple(_rows_of(part, rows, batch) for part in output)
     if isinstance(output, Mapping):
         return type(output)(**{key: _rows_of(value, rows, batch) for key, value in output.items()})
     return output

@@ -146,6 +146,8 @@ def _code(subject: Subject, source: str, options: str) -> Markdown:
     if subject.image:
         lines += ["from PIL import Image"]
         example = 'Image.new("RGB", (224, 224))'
+    elif subject.audio:
+        example = '{"array": [0.0] * 16000, "sampling_rate": 16000}'
     else:
         example = '("one text", "another text")' if pairs else '"put your own text here"'
     lines += [

@@ -56,6 +56,11 @@ class Subject:
         """Whether the tasks read images."""
         return any(task.data.image is not None for task in self.recipe.tasks)
 
+    @property
+    def audio(self) -> bool:
+        """Whether the tasks read sounds."""
+        return any(task.data.audio is not None for task in self.recipe.tasks)
+
 
 def metadata(subject: Subject) -> ModelCardData:
     """Returns the head of a card."""
@@ -111,6 +116,8 @@ def _results(subject: Subject, scores: Scores) -> list[EvalResult]:
 def _pipeline(subject: Subject) -> str:
     if any(task.data.wording is not None for task in subject.recipe.tasks):
         return "text-generation"
+    if subject.audio:
+        return "audio-classification"
     return "image-classification" if subject.image else "text-classification"
 
 

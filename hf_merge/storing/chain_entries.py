@@ -10,7 +10,7 @@ from hf_merge.recipe.wording import Wording
 
 FORMAT_VERSION = 1
 LANGUAGE_TYPES = ("causal", "seq2seq")
-MODEL_TYPES = ("text", "image", *LANGUAGE_TYPES)
+MODEL_TYPES = ("text", "image", "audio", *LANGUAGE_TYPES)
 ORIGIN = "chains.json"
 ROUTER_FILE, CONFIG_FILE = "router.safetensors", "config.json"
 SETTINGS_FILES = frozenset(
@@ -66,8 +66,8 @@ class ModelEntry:
     """What the model reads.
 
     Attributes:
-        type: `text` or `image` for classifiers; `causal` or `seq2seq` for language models, which read text.
-        max_length: Tokens after which a text is cut, or None for the tokenizer's own limit and for images.
+        type: `text`, `image` or `audio` for classifiers; `causal` or `seq2seq` for language models, which read text.
+        max_length: Tokens after which a text is cut, or None for the tokenizer's own limit, for images and for sounds.
     """
 
     type: str

@@ -7,12 +7,14 @@ from typing import Any
 # What must be equal for weights to mean the same: shapes (for better messages than a tensor's) and functions.
 _STRUCTURE = frozenset(
     {
-        "activation", "activation_function", "d_ff", "d_kv", "d_model", "dim", "head_dim", "hidden_act",
-        "hidden_dim", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps",
+        "activation", "activation_function", "classifier_proj_size", "conv_stride", "d_ff", "d_kv", "d_model", "dim",
+        "do_stable_layer_norm", "feat_extract_activation", "feat_extract_norm", "frequency_stride", "head_dim",
+        "hidden_act", "hidden_dim", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps",
         "layer_norm_epsilon", "max_position_embeddings", "mlp_ratio", "model_type", "n_embd", "n_head",
         "n_heads", "n_inner", "n_layer", "n_layers", "n_positions", "num_attention_heads", "num_channels",
         "num_heads", "num_hidden_layers", "num_key_value_heads", "num_layers", "patch_size",
-        "position_embedding_type", "rms_norm_eps", "rope_theta", "type_vocab_size", "vocab_size",
+        "position_embedding_type", "rms_norm_eps", "rope_theta", "time_stride", "type_vocab_size",
+        "use_weighted_layer_sum", "vocab_size",
     }
 )  # fmt: skip
 

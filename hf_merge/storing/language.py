@@ -22,7 +22,7 @@ from hf_merge.storing.tensor_names import tied_copies
 # Biases that a model class adds to the logits, and that start at zero: a base saved without its head has none.
 _BIAS = re.compile(r"(^|\.)final_logits_bias$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|final_logits_bias)(\.|$)")
-_CLASSIFIER = re.compile(r"For(Sequence|Token|Image)Classification$|ForQuestionAnswering$|ForMultipleChoice$")
+_CLASSIFIER = re.compile(r"For(Sequence|Token|Image|Audio)Classification$|ForQuestionAnswering$|ForMultipleChoice$")
 _SPEAKER = re.compile(r"ForCausalLM$|ForConditionalGeneration$|LMHeadModel$|ForSeq2SeqLM$")
 _LOADER = "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
 

@@ -7,13 +7,20 @@ from typing import Any
 from hf_merge.storing.headers import TensorSpec
 
 
+_NORMALISED = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 _BUFFER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|num_batches_tracked)$|\.attn\.(bias|masked_bias)$")
 _TIED = re.compile(r"(^|\.)(lm_head|embed_tokens|embed_out|decoder)\.weight$")
 _SOURCE = re.compile(r"(^|\.)(shared|wte|word_embeddings|embed_tokens)\.weight$")
 
 
 def present_name(name: str) -> str:
-    """Returns the name that transformers gives a tensor today: old checkpoints have norms with gamma and beta."""
+    """Returns the name that transformers gives a tensor today.
+
+    Old checkpoints have norms with gamma and beta, and weights that are normalised as `weight_g` and `weight_v`.
+    """
+    for old, new in _NORMALISED.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 

@@ -112,11 +112,13 @@ def train_router(
     """Returns the router of a family, its eyes, and its accuracy per task on the search rows, which it never saw."""
     reader, recipe = Reader(project), project.recipe
     layers = recipe.router.layers
-    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind == "image" else 0}.get(str(layers))
+    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind in ("image", "audio") else 0}.get(str(layers))
     base = project.family.base
-    # The family's shapes leave out tensors that no fine-tune has; the pre-trained features do without them as well.
+    # The family's shapes leave out tensors that no fine-tune has; where they can, the features do without as well.
+    names = list(project.family.of_base)
+    spare = [name for name in base.backbone().values() if name not in project.family.of_base]
     eyes = FeatureExtractor.from_base(
-        base.config, list(project.family.of_base), base.trunk, int(layers) if depth is None else depth, base
+        base.config, names, base.trunk, int(layers) if depth is None else depth, base, spare
     )
     features, labels = _features(
         eyes, reader, {task: rows.router for task, rows in data.items()}, "router features", progress
@@ -187,7 +189,7 @@ def _write(
         metrics=dict(front.tasks),
         granularity=front.granularity,
         dtype=front.dtype,
-        model=ModelEntry(project.kind, None if project.kind == "image" else search.max_length),
+        model=ModelEntry(project.kind, None if project.kind in ("image", "audio") else search.max_length),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in project.components),
         experts=(),
         chains={task: tuple(key.id for key in builder.chain(point.grouping, task)) for task in family.tasks},

@@ -153,9 +153,9 @@ def _written(
 
 
 def _inputs(rows: Rows) -> Sequence[Any]:
-    """Returns rows as `MergeModel.outputs` takes them: texts, pairs of texts, or images."""
-    if rows.images is not None:
-        return rows.images
+    """Returns rows as `MergeModel.outputs` takes them: texts, pairs of texts, images or sounds."""
+    if rows.images is not None or rows.sounds is not None:
+        return rows.images or rows.sounds or ()
     texts = rows.texts or ()
     return texts if rows.pairs is None else list(zip(texts, rows.pairs, strict=True))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_merge.errors import CheckpointDamaged, HubError, RecipeError
-from hf_merge.modeling.assembly import Head, Kind, require_kind, used_names
+from hf_merge.modeling.assembly import CLASSIFIERS, Head, Kind, require_kind, used_names
 from hf_merge.modeling.language import language_kind
 from hf_merge.modeling.layouts import names_in_memory
 from hf_merge.recipe import DataSpec, Recipe, TaskSpec
@@ -31,13 +31,13 @@ def aligned(base: Checkpoint, tuned: Mapping[str, Checkpoint | Adapter], kind: K
         return align(base, whole)
     adapters = {task: held for task, held in tuned.items() if isinstance(held, Adapter)}
     headless = next((task for task, held in adapters.items() if not held.whole()), None)
-    if headless is not None and kind in ("text", "image"):
+    if headless is not None and kind in CLASSIFIERS:
         raise CheckpointDamaged(
             f"Task '{headless}' ({tuned[headless].source}): the adapter holds no head, which a classifier needs. "
             "Train it with task_type SEQ_CLS, or name the head in modules_to_save."
         )
     names = list(base.backbone().values())
-    used = used_names(base.config, kind, names, base.trunk) if kind in ("text", "image") else names
+    used = used_names(base.config, kind, names, base.trunk) if kind in CLASSIFIERS else names
     return align_adapted(base, tuned, used, names_in_memory(base.config))
 
 
@@ -118,6 +118,6 @@ def settled_kind(reads: str, base: Checkpoint, tuned: Mapping[str, Checkpoint | 
         kind = language_kind(base.config)
     else:
         refuse_speakers({task: item for task, item in tuned.items() if isinstance(item, Checkpoint)})
-        kind = "text" if reads == "text" else "image"
+        kind = next(kind for kind in CLASSIFIERS if kind == reads)
     require_kind(base.config, kind)
     return kind

@@ -19,7 +19,8 @@ from hf_merge.workflow.project import Project, open_project
 
 # Measured on Linux with the versions of pyproject.toml: Python with torch, transformers, datasets, sklearn and pymoo.
 _IMPORTS_BYTES = 900 * 10**6
-_TOKENS, _PATCHES = 32, 256
+_POSITIONS = {"image": 256, "audio": 500}  # patches; frames of ten seconds
+_TOKENS = 32
 _PROBE = 768
 
 
@@ -95,7 +96,7 @@ def _plan(project: Project) -> Plan:
     placed = project.places()
     space = project.space()
     merged, separate = (_cost(project, extreme.grouping) for extreme in (space.all_merged(), space.all_separate()))
-    positions = recipe.search.max_length or (_PATCHES if project.kind == "image" else _TOKENS)
+    positions = recipe.search.max_length or _POSITIONS.get(project.kind, _TOKENS)
     return Plan(
         base=family.base.source,
         model_type=family.base.config["model_type"],

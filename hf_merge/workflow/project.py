@@ -13,9 +13,10 @@ from hf_merge.merging.components import Component, Place, Shape, require_granula
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.hearing import Hearing
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.language import SpecialTokens, task_model
-from hf_merge.modeling.processors import require_same_processors
+from hf_merge.modeling.processors import PROCESSOR_FILE, require_same_processors
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.modeling.vocabularies import require_same_tokenizer
 from hf_merge.recipe import Recipe, TaskSpec, settings_of
@@ -135,7 +136,7 @@ def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
 
 
 class Reader:
-    """The tokenizer or image processor of a project, and the batches that it makes.
+    """The tokenizer, image processor or feature extractor of a project, and the batches that it makes.
 
     Attributes:
         tokens: What the tokenizer pads and ends with.
@@ -150,27 +151,30 @@ class Reader:
         folders = project.reader_folders()
         marks = (
             ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-            if project.kind != "image"
-            else ("preprocessor_config.json",)
+            if project.kind not in ("image", "audio")
+            else (PROCESSOR_FILE,)
         )
         folder = next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), folders[0])
         self.folder, self._search = folder, project.recipe.search
-        self._tokenizer = load_tokenizer(folder) if project.kind != "image" else None
+        self._tokenizer = load_tokenizer(folder) if project.kind not in ("image", "audio") else None
         self._processor = load_image_processor(folder) if project.kind == "image" else None
+        self._hearing = Hearing.load(folder) if project.kind == "audio" else None
         self.tokens = SpecialTokens.of(self._tokenizer)
         if self._tokenizer is not None:
             require_same_tokenizer(folder, self._tokenizer, folders)
-        if project.kind == "image":
+        else:
             tuned = project.family.tasks
-            require_same_processors(folder, {task: tuned[task].source.folder for task in tuned})
+            require_same_processors(folder, {task: tuned[task].source.folder for task in tuned}, project.kind)
 
     def batches(self, rows: Rows) -> list[Batch]:
-        """Returns rows as they are, as model inputs, arranged once: texts sorted by length, images in order."""
+        """Returns rows as they are, as model inputs, arranged once: texts and sounds sorted by length."""
         size = self._search.batch_size
         if self._processor is not None:
             return image_batches(self._processor, rows.images or (), batch_size=size)
+        if self._hearing is not None:
+            return self._hearing.batches(rows.sounds or (), batch_size=size)
         if self._tokenizer is None:
-            raise RuntimeError("A reader has either a tokenizer or a processor.")
+            raise RuntimeError("A reader has a tokenizer or a processor.")
         return text_batches(
             self._tokenizer, rows.texts or (), rows.pairs, batch_size=size, max_length=self._search.max_length
         )

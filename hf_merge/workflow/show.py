@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_merge.errors import InputError, RunFolderError
 from hf_merge.serving.model import MergeModel
+from hf_merge.serving.reading import as_sound
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub
 from hf_merge.storing.chains import ChainMap
@@ -43,11 +44,13 @@ def show(
 
 
 def read_inputs(model: MergeModel, words: Sequence[str]) -> list[Any]:
-    """Returns the inputs that words stand for: texts as they are (`A ||| B` is a pair of texts), image files opened.
+    """Returns the inputs that words stand for: texts as they are (`A ||| B` is a pair of texts), files opened.
 
     Raises:
-        InputError: A file is no image.
+        InputError: A file is no image, or no WAV file.
     """
+    if model.chain_map.model.type == "audio":
+        return [as_sound(word, word) for word in words]
     if model.chain_map.model.type != "image":
         return [tuple(word.split(" ||| ", 1)) if " ||| " in word else word for word in words]
     from PIL import Image, UnidentifiedImageError

@@ -38,9 +38,9 @@ def chain_model(family: MadeFamily, member: Path, task: str, folder: Path) -> Pr
 
 
 def own_name(name: str, state: dict[str, Tensor]) -> str:
-    """Returns what the fine-tune calls the base's tensor: the shortest name that ends alike."""
+    """Returns what the fine-tune calls the base's tensor: the shortest name outside its head that ends alike."""
     alike = [own for own in state if own == name or own.endswith(f".{name}") or name.endswith(f".{own}")]
-    return min(alike, key=len)
+    return min(alike, key=lambda own: (own.startswith("classifier."), len(own)))
 
 
 def decode(stored: dict[str, Tensor], name: str) -> Tensor:

@@ -33,7 +33,7 @@ _SWIN = {"image_size": SIDE, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], 
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One family: the settings of its tiny configuration, and whether it reads `text` or `image`."""
+    """One family: the settings of its tiny configuration, and whether it reads `text`, `image` or `audio`."""
 
     name: str
     kind: str
@@ -62,6 +62,15 @@ def _two_towers(name: str, **settings: Any) -> FamilySpec:
     return FamilySpec(name, "image", {"vision_config": vision, "text_config": text, **settings})
 
 
+def _wave(name: str, **settings: Any) -> FamilySpec:
+    """Returns a family that reads the wave itself; one normalised over time has no mask."""
+    convolutions = {
+        "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2,
+        "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8,
+    }  # fmt: skip
+    return FamilySpec(name, "audio", {**_BLOCKS, **convolutions, **settings})
+
+
 FAMILIES = {
     spec.name: spec
     for spec in (
@@ -75,6 +84,11 @@ FAMILIES = {
         FamilySpec("distilbert", "text", {**_TEXT, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}),
         _text("electra", embedding_size=8),
         _text("ernie"),
+        FamilySpec(
+            "funnel", "text",
+            {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24,
+             "num_decoder_layers": 1, "max_position_embeddings": 40, "pad_token_id": 0},
+        ),
         _text("layoutlm"),
         _text("mobilebert", embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8),
         _text("modernbert", global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2),
@@ -157,6 +171,23 @@ FAMILIES = {
         ),
         FamilySpec(
             "mobilenet_v2", "image", {"num_channels": 3, "image_size": SIDE, "depth_multiplier": 0.25, "min_depth": 4}
+        ),
+        _wave("wav2vec2", feat_extract_norm="layer", do_stable_layer_norm=True),
+        _wave("hubert", feat_extract_norm="group"),
+        _wave("wavlm", feat_extract_norm="layer", use_weighted_layer_sum=True),
+        _wave("data2vec-audio", num_conv_pos_embeddings=2, conv_pos_kernel_size=3),
+        _wave("unispeech-sat", feat_extract_norm="group"),
+        FamilySpec(
+            "audio-spectrogram-transformer", "audio",
+            {**_BLOCKS, "patch_size": 8, "max_length": 64, "num_mel_bins": 16, "frequency_stride": 8,
+             "time_stride": 8},
+        ),
+        FamilySpec(
+            "whisper", "audio",
+            {"vocab_size": WORDS, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": 8,
+             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+             "max_source_positions": 50, "max_target_positions": 20, "classifier_proj_size": 8, "pad_token_id": 0,
+             "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
         ),
     )
 }  # fmt: skip

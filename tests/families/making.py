@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -16,12 +17,16 @@ from transformers import (
 
 from hf_merge.recipe import Recipe
 from tests.families.catalogue import SIDE, FamilySpec
-from tests.tiny_models import LABELS, new_tokenizer, write_data
+from tests.tiny_models import LABELS, SAMPLING_RATE, new_tokenizer, write_data
 
 
 TASKS = ("animals", "colours")
 ROWS = {"train": 12, "validation": 6, "test": 6}
-LOADERS: Mapping[str, Any] = {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}
+LOADERS: Mapping[str, Any] = {
+    "text": AutoModelForSequenceClassification,
+    "image": AutoModelForImageClassification,
+    "audio": AutoModelForAudioClassification,
+}
 _PROCESSOR = {
     "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": SIDE, "width": SIDE},
     "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
@@ -63,7 +68,7 @@ class MadeFamily:
 
 
 def make_data(kind: str, folder: Path) -> dict[str, dict[str, Path]]:
-    """Writes the rows of the two tasks, of texts or images."""
+    """Writes the rows of the two tasks, of texts, images or sounds."""
     return {task: write_data(kind, task, folder / task, ROWS, 0) for task in TASKS}
 
 
@@ -74,7 +79,7 @@ def make_family(spec: FamilySpec, folder: Path, data: Mapping[str, Mapping[str, 
         base: PreTrainedModel = AutoModel.from_config(spec.config())
         _add_noise(base)
         base.save_pretrained(folder / "base")
-        _save_reader(spec, folder / "base")
+        save_reader(spec, folder / "base")
         for task in TASKS:
             names = dict(enumerate(LABELS[task]))
             model: PreTrainedModel = LOADERS[spec.kind].from_pretrained(
@@ -98,8 +103,25 @@ def _add_noise(model: PreTrainedModel) -> None:
             buffer.mul_(torch.rand(buffer.shape) + 0.5)
 
 
-def _save_reader(spec: FamilySpec, folder: Path) -> None:
+def save_reader(spec: FamilySpec, folder: Path) -> None:
+    """Writes the tokenizer, image processor or feature extractor of a family into a folder."""
     if spec.kind == "text":
         new_tokenizer("distilbert").save_pretrained(folder)
-    else:
-        (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
+        return
+    settings = _PROCESSOR if spec.kind == "image" else _extractor(spec)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def _extractor(spec: FamilySpec) -> dict[str, Any]:
+    """Returns the settings of the feature extractor that models of a family come with."""
+    common = {"sampling_rate": SAMPLING_RATE, "padding_value": 0.0}
+    if spec.name == "whisper":
+        frames = {"chunk_length": 1, "hop_length": SAMPLING_RATE // 100, "n_fft": 400}
+        return common | frames | {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8}
+    if spec.name == "audio-spectrogram-transformer":
+        return common | {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 16, "max_length": 64}
+    masked = spec.settings.get("feat_extract_norm") == "layer"
+    return common | {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "return_attention_mask": masked,
+        "feature_size": 1,
+    }  # fmt: skip

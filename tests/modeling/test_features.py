@@ -199,6 +199,33 @@ def test_of_an_encoder_and_its_decoder_the_encoder_looks(name: str, layers: int,
         torch.testing.assert_close(features, expected, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
+def test_the_real_frames_of_a_sound_are_pooled(layers: int, tmp_path: Path) -> None:
+    model, base = base_of("wav2vec2", tmp_path)
+    samples = torch.randn(2, 900, generator=torch.Generator().manual_seed(0))
+    samples[1, 600:] = 0
+    mask = torch.tensor([[1] * 900, [1] * 600 + [0] * 300])
+    with base, torch.inference_mode():
+        eyes = eyes_of(base, layers)
+        together = eyes.pooled({"input_values": samples, "attention_mask": mask})
+        alone = eyes.pooled({"input_values": samples[1:, :600], "attention_mask": mask[1:, :600]})
+        states = model(samples[:1]).last_hidden_state
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+    if layers == ALL_LAYERS:
+        torch.testing.assert_close(together[:1], states.mean(dim=1), rtol=0.1, atol=0.1)
+
+
+def test_of_whisper_the_encoder_hears(tmp_path: Path) -> None:
+    model, base = base_of("whisper", tmp_path)
+    heard = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(0))
+    with base, torch.inference_mode():
+        eyes = eyes_of(base, ALL_LAYERS)
+        features = eyes.pooled({"input_features": heard})
+        states = model.get_encoder()(heard).last_hidden_state
+    assert not any(stored.startswith("decoder.") for stored in eyes.tensors)
+    torch.testing.assert_close(features, states.mean(dim=1), rtol=0.1, atol=0.1)
+
+
 def test_a_model_that_cannot_run_without_blocks_runs_one(tmp_path: Path) -> None:
     _, base = base_of("deberta-v2", tmp_path)
     with base:

@@ -1,4 +1,4 @@
-"""Fine-tunes whose pictures are processed otherwise are refused, setting by setting, with both values."""
+"""Fine-tunes whose pictures or sounds are processed otherwise are refused, setting by setting, with both values."""
 
 import json
 import logging
@@ -69,3 +69,34 @@ def test_a_setting_that_changes_no_pixel_is_only_told(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         require_same_processors(folder(tmp_path / "a"), {"b": folder(tmp_path / "b", do_convert_rgb=True)})
     assert "do_convert_rgb" in caplog.text
+
+
+HEARD: dict[str, Any] = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000, "do_normalize": True,
+    "return_attention_mask": True,
+}  # fmt: skip
+
+
+def heard_in(place: Path, **changes: Any) -> Path:
+    place.mkdir()
+    (place / "preprocessor_config.json").write_text(json.dumps(HEARD | changes))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampling_rate": 8000}, "sampling_rate is 8000 where the shared processor has 16000"),
+        ({"do_normalize": False}, "do_normalize is False where the shared processor has True"),
+    ],
+)
+def test_what_changes_samples_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelMismatch, match=f"sounds do not go through one processor(.|\n)*task 'odd': {said}"):
+        require_same_processors(heard_in(tmp_path / "a"), {"odd": heard_in(tmp_path / "b", **changes)}, "audio")
+
+
+def test_a_mask_changes_no_sample_and_is_only_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = heard_in(tmp_path / "a")
+    with caplog.at_level(logging.WARNING):
+        require_same_processors(base, {"b": heard_in(tmp_path / "b", return_attention_mask=False)}, "audio")
+    assert "its feature extractor differs in ['return_attention_mask']" in caplog.text

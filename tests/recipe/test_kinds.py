@@ -12,6 +12,7 @@ from hf_merge.recipe.kinds import reads, require_one_kind
 DATA: dict[str, dict[str, Any]] = {
     "text": {"text": "sentence"},
     "image": {"image": "picture"},
+    "audio": {"audio": "sound"},
     "language": {"text": "sentence", "template": "{text}", "answers": ["yes", "no"]},
 }
 

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 
 from hf_merge.errors import CheckpointDamaged, InputError
 from hf_merge.serving.reading import InputReader
+from tests.families.catalogue import FAMILIES
+from tests.families.making import save_reader
 from tests.serving.members import rows_of
-from tests.tiny_models import TinyFamily
+from tests.tiny_models import SAMPLING_RATE, TinyFamily, wav_of
 
 
 @pytest.fixture
@@ -42,6 +45,39 @@ def test_images_stay_in_order(tiny_family: Callable[[str], TinyFamily]) -> None:
     assert positions == [0, 1, 2, 3, 4]
     assert [len(batch.rows) for batch in batches] == [2, 2, 1]
     assert reader.tokens.pad is None
+
+
+@pytest.fixture
+def hearer(tmp_path: Path) -> InputReader:
+    save_reader(FAMILIES["wav2vec2"], tmp_path)
+    FAMILIES["wav2vec2"].config().save_pretrained(tmp_path)
+    return InputReader(tmp_path, "audio", None)
+
+
+def test_sounds_are_paths_or_samples_sorted_by_length(hearer: InputReader, tmp_path: Path) -> None:
+    file = tmp_path / "a.wav"
+    file.write_bytes(wav_of(np.full(900, 0.5)))
+    samples = {"array": np.full(600, 0.5), "sampling_rate": SAMPLING_RATE}
+    ((positions, batches),) = hearer.batches([str(file), file, samples], 2)
+    assert positions == [0, 1, 2]
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([np.zeros(900)], "Input 0 is ndarray .*; this model reads sounds .paths of WAV files, or mappings of array"),
+        ([{"array": [0.0] * 900}], "Input 0 is dict"),
+        (["absent.wav"], r"'absent\.wav' cannot be read as a sound: .*No such file"),
+        ([{"array": [[0.0]], "sampling_rate": 1}], r"input 0 cannot be read as a sound: its samples have the shape"),
+        ([{"array": [0.0] * 900, "sampling_rate": 1}], "input 0: the sound has 1 samples per second"),
+        ({"array": [0.0], "sampling_rate": 1}, "Give a list"),
+        (Path("a.wav"), "Give a list"),
+    ],
+)
+def test_what_is_no_sound_is_named(hearer: InputReader, inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(hearer.batches(inputs, 4))
 
 
 def test_nothing_gives_no_batches(reader: InputReader) -> None:

@@ -63,7 +63,7 @@ def report(of: Front) -> Report:
 
 
 def origin(
-    tasks: Mapping[str, str], *, licences: Mapping[str, str | None] | None = None, image: bool = False
+    tasks: Mapping[str, str], *, licences: Mapping[str, str | None] | None = None, column: str = "text"
 ) -> Origin:
     """Returns sources on the Hub for a base and some tasks; `licences` by task, all as the base's where not given."""
     recipe = {
@@ -78,7 +78,7 @@ def origin(
                     "path": "org/data",
                     "name": task,
                     "revision": "e" * 40,
-                    "image" if image else "text": "input",
+                    column: "input",
                 },
             }
             for task, metric in tasks.items()

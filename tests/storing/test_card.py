@@ -116,11 +116,12 @@ def test_the_head_of_local_sources_names_none_of_them() -> None:
 
 
 @KINDS
-def test_images_have_their_own_tag_and_example(kind: str) -> None:
+@pytest.mark.parametrize(("column", "example"), [("image", "Image.new"), ("audio", '"sampling_rate": 16000')])
+def test_images_and_sounds_have_their_own_tag_and_example(kind: str, column: str, example: str) -> None:
     front = families.front()
-    card = both(front, families.origin(front.tasks, image=True))[kind]
-    assert head(card)["pipeline_tag"] == "image-classification"
-    assert "Image.new" in code(card, "python")[0]
+    card = both(front, families.origin(front.tasks, column=column))[kind]
+    assert head(card)["pipeline_tag"] == f"{column}-classification"
+    assert example in code(card, "python")[0]
 
 
 @KINDS

@@ -19,9 +19,12 @@ def specs(names: Iterable[str], **shapes: tuple[int, ...]) -> dict[str, TensorSp
         ("bert.embeddings.LayerNorm.beta", "bert.embeddings.LayerNorm.bias"),
         ("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.weight"),
         ("blocks.0.ls1.gamma", "blocks.0.ls1.gamma"),
+        ("encoder.pos_conv_embed.conv.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+        ("encoder.pos_conv_embed.conv.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+        ("experts.weight_gate.weight", "experts.weight_gate.weight"),
     ],
 )
-def test_old_names_of_norms(name: str, today: str) -> None:
+def test_old_names_of_norms_and_normalised_weights(name: str, today: str) -> None:
     assert present_name(name) == today
 
 

@@ -32,6 +32,7 @@ from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
 from tests.tiny_speakers import (
+    COUSINS,
     NEW_TOKENS,
     SPEAKERS,
     TEMPLATES,
@@ -98,7 +99,7 @@ def write_by_hand(model: Any, tokenizer: Any, prompt: str, ends: int | None) -> 
     )
 
 
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", [*SPEAKERS, *(pytest.param(layout, marks=pytest.mark.slow) for layout in COUSINS)])
 def test_what_is_searched_and_built_answers_as_transformers_does(
     layout: str, speaking_run: Callable[[str], TinyRun]
 ) -> None:
