@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeAlias
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component
 from hf_merge.merging.cost import normalised, stored_parameters
 from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.group_reader import GatheredSource
 from hf_merge.merging.grouping import Grouping, groups, members_of
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.storing.families import Family
@@ -38,8 +40,19 @@ class ExpertBuilder:
         codec: CodecSpec,
         *,
         limit_bytes: int,
+        gathered: Mapping[str, GatheredSource] = MappingProxyType({}),
     ) -> None:
-        """Prepares a builder that keeps encoded experts up to `limit_bytes` bytes."""
+        """Prepares a builder that keeps encoded experts up to `limit_bytes` bytes.
+
+        Args:
+            family: The aligned base and fine-tunes.
+            components: The partition of the backbone.
+            method: How groups are merged.
+            codec: How experts are stored.
+            limit_bytes: How many bytes of encoded experts are kept.
+            gathered: What was gathered of the fine-tunes, by task, where the method needs it.
+        """
+        self._gathered = gathered
         self.family, self.components, self.method, self.codec = family, tuple(components), method, codec
         self.tasks = tuple(family.tasks)
         self.built = 0
@@ -76,7 +89,9 @@ class ExpertBuilder:
             self._kept.move_to_end(key)
             return self._kept[key]
         component = self._by_name[key.component]
-        expert = build_expert(key, component, self.family.shapes, self.family.origin, self.family.tasks)
+        expert = build_expert(
+            key, component, self.family.shapes, self.family.origin, self.family.tasks, self._gathered
+        )
         self.built += 1
         if key.method is not None:
             quantised = sum(f"{name}.scale" in expert.tensors for name in component.tensors)
@@ -84,6 +99,11 @@ class ExpertBuilder:
         self._measured[key.id] = expert.parameters
         self._keep(expert)
         return expert
+
+    def gather(self) -> None:
+        """Has what the merge method needs beside the weights gathered now, if it needs anything."""
+        for task in self._gathered:
+            self._gathered[task]
 
     def widened(self) -> tuple[int, int]:
         """Returns how many quantisable tensors merging made wider than their sources (Eq. 6), and of how many."""

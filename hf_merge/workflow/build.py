@@ -85,7 +85,7 @@ def build(
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
             router = _family_router(project, family_folder, progress)
-            builder, card = new_builder(project), _card_writer(project, front, run, access)
+            builder, card = new_builder(project, run), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
 

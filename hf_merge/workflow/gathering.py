@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hf_merge.errors import InputError, NonFiniteWeights
@@ -60,6 +61,29 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
                 found = _gather(project, task, need, rows[task.name], reader, bar.update)
                 write_gathered(paths[task.name], found)
     return {task: GatheredFile(path) for task, path in paths.items()}
+
+
+class GatheredOnce(Mapping[str, GatheredFile]):
+    """What a method needs of every task's fine-tune, gathered when it is first asked for."""
+
+    def __init__(self, project: Project, method: MethodSpec, folder: Path, *, progress: bool) -> None:
+        """Prepares to call `gathered` with these."""
+        self._call = partial(gathered, project, method, folder, progress=progress)
+        self._tasks = tuple(project.family.tasks) if methods.get(method.name).needs is not None else ()
+        self._found: dict[str, GatheredFile] | None = None
+
+    def __getitem__(self, task: str) -> GatheredFile:
+        if task not in self._tasks:
+            raise KeyError(task)
+        if self._found is None:
+            self._found = self._call()
+        return self._found[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
 
 def _rows(project: Project, tasks: Sequence[TaskSpec], method: MethodSpec) -> dict[str, Rows]:

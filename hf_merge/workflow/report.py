@@ -68,7 +68,7 @@ class _Measurement:
         self._labels = {task: part.labels for task, part in rows.items()}
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
-        self._evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
+        self._evaluator = Evaluator(new_builder(project, run), runs, DTYPES[project.recipe.search.dtype])
         # A language model's batches hold prompts, and the router sees the rows as they came.
         self._seen = {
             task: part.batches if project.heads[task].wording is None else reader.batches(rows[task])

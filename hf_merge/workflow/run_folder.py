@@ -16,6 +16,7 @@ from hf_merge.storing.results import Report
 RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
 TIMINGS_FILE, SEARCH_PLOT_FILE = "timings.jsonl", "search.png"
 REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
+GATHERED_FOLDER = "gathered"  # what merge methods need of the fine-tunes beside their weights
 CHECKPOINTS_FOLDER = "checkpoints"  # fine-tunes may be kept in the run folder that merges them
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_merge.errors import RunFolderError
+from hf_merge.merging import methods
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.task_vectors import Geometry, measure
@@ -31,11 +32,20 @@ from hf_merge.storing.durable import Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.workflow.advice import advise, log_ranges
 from hf_merge.workflow.bars import waiting
+from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.launching import joined_ranks
 from hf_merge.workflow.progress import Listener, Progress, followed
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
-from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE, TIMINGS_FILE, Claim, require_free
+from hf_merge.workflow.run_folder import (
+    FRONT_FILE,
+    GATHERED_FOLDER,
+    JOURNAL_FILE,
+    RECIPE_FILE,
+    TIMINGS_FILE,
+    Claim,
+    require_free,
+)
 
 
 ALL_MERGED, ALL_SEPARATE = "all-merged", "all-separate"
@@ -92,8 +102,8 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
     out = asked.out
     with Claim(out, resume=asked.resume) as claim, open_project(asked.recipe, access=asked.access) as project:
         require_free(out, project.recipe, resume=asked.resume)
-        ranks.share((project.recipe, asked.state_bytes))
-        evaluator = _evaluator(project, ranks, asked.state_bytes)
+        ranks.share((project.recipe, asked.state_bytes, out))
+        evaluator = _evaluator(project, ranks, asked.state_bytes, out, progress=asked.progress is True)
         geometry = _measure(project, asked.progress)
         advise(project, geometry)
         sources = project.family.digests()
@@ -101,6 +111,7 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
         with Journal(out / JOURNAL_FILE) as journal:
             sweep_partials(out)
             write_atomic(out / RECIPE_FILE, project.recipe.dump().encode())
+            evaluator.builder.gather()  # by this process, before the others ask for it
             history = read_history(journal.records(), str(journal.path))
             done = len(history.evaluations)
             with followed(_total(project), done, out / TIMINGS_FILE, asked.progress) as watch:
@@ -116,27 +127,38 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
 
 def _work(ranks: Ranks, access: hub.Access) -> Front:
     """Returns the front that rank 0 found, after working for it."""
-    recipe, state_bytes = ranks.receive()
+    recipe, state_bytes, out = ranks.receive()
     with open_project(recipe, access=access) as project:
-        _evaluator(project, ranks, state_bytes).work()
+        _evaluator(project, ranks, state_bytes, out, progress=False).work()
     front: Front = ranks.receive()
     return front
 
 
-def _evaluator(project: Project, ranks: Ranks, state_bytes: int) -> SharedEvaluator:
+def _evaluator(project: Project, ranks: Ranks, state_bytes: int, run: Path, *, progress: bool) -> SharedEvaluator:
     data = load_rows(project.recipe, project.heads)
     runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project))
     states = StateCache(state_bytes)
-    return SharedEvaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype], states, ranks=ranks)
+    builder = new_builder(project, run, progress=progress)
+    return SharedEvaluator(builder, runs, DTYPES[project.recipe.search.dtype], states, ranks=ranks)
 
 
-def new_builder(project: Project) -> ExpertBuilder:
+def new_builder(project: Project, run: Path | None = None, *, progress: bool = False) -> ExpertBuilder:
     """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base.
 
     Of fewer than four tasks it keeps less, for what a search may hold grows with their number.
+
+    Args:
+        project: The opened recipe.
+        run: The run folder, which keeps what the merge method needs beside the weights; None where it needs nothing.
+        progress: Show progress on stderr while that is gathered.
     """
     limit = min(4, len(project.family.tasks)) * project.family.parameters // 2
-    return ExpertBuilder(project.family, project.components, project.method, project.codec, limit_bytes=limit)
+    if run is None and methods.get(project.method.name).needs is not None:
+        raise ValueError(f"'{project.method.name}' needs a run folder to keep what it gathers.")
+    known = GatheredOnce(project, project.method, (run or Path()) / GATHERED_FOLDER, progress=progress)
+    return ExpertBuilder(
+        project.family, project.components, project.method, project.codec, limit_bytes=limit, gathered=known
+    )
 
 
 def _total(project: Project) -> int:

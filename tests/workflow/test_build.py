@@ -57,7 +57,7 @@ def require_the_logits_of_the_search(recipe: Recipe, points: Sequence[FrontPoint
     with open_project(recipe) as project:
         rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
         runs = task_runs(project, rows, Reader(project))
-        evaluator = Evaluator(new_builder(project), runs, DTYPES[recipe.search.dtype])
+        evaluator = Evaluator(new_builder(project, folder), runs, DTYPES[recipe.search.dtype])
         for point in points:
             model = MergeModel.from_pretrained(folder, budget=point.cost)
             assert model.chain_map.id == point.id

@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 from hf_merge.errors import DatasetError, InputError
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe
+from hf_merge.workflow.build import build
 from hf_merge.workflow.gathering import gathered
 from hf_merge.workflow.merge import merge
 from hf_merge.workflow.project import open_project
+from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_run
+from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
+from tests.workflow.test_build import require_the_logits_of_the_search
 
 
 Families = Callable[[str], TinyFamily]
@@ -93,3 +97,37 @@ def test_adapters_are_refused(tiny_adapters: Callable[[str, str], TinyFamily], t
     recipe = Recipe.parse(tiny_adapters("bert", "lora").recipe(), "test")
     with open_project(recipe) as project, pytest.raises(InputError, match="these tasks are adapters"):
         gathered(project, MethodSpec.resolve("fisher"), tmp_path / "kept", progress=False)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_a_search_gathers_once_and_its_members_are_what_it_scored(
+    tiny_family: Families, tmp_path: Path, method: str
+) -> None:
+    family, run = tiny_family("bert"), tmp_path / "run"
+    settings = {"evaluations": 6, "population": 4, "validation_rows": 20}
+    document = family.recipe(
+        merge={"methods": [{"name": method, "rows": 6}]}, search=settings, router={"rows_per_task": 20, "epochs": 1}
+    )
+    recipe = Recipe.parse(document, "test")
+    front = search(recipe, run, progress=False)
+    times = {path: path.stat().st_mtime_ns for path in (run / GATHERED_FOLDER).iterdir()}
+    assert len(times) == len(family.tasks)
+    build(run, progress=False)
+    require_the_logits_of_the_search(read_run(run)[1], front.points, run)
+    assert times == {path: path.stat().st_mtime_ns for path in (run / GATHERED_FOLDER).iterdir()}
+    average = search(
+        Recipe.parse({**document, "merge": {"methods": ["average"]}}, "test"), tmp_path / "average", progress=False
+    )
+    assert average.controls["all-merged"].performance != front.controls["all-merged"].performance
+    assert search(recipe, tmp_path / "again", progress=False) == front
+
+
+def test_two_processes_find_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
+    settings = {"evaluations": 5, "population": 4, "validation_rows": 10}
+    merge_section = {"methods": [{"name": "regmean", "rows": 4}]}
+    recipe = Recipe.parse(tiny_family("bert").recipe(merge=merge_section, search=settings), "test")
+    fronts = []
+    for processes in (1, 2):
+        search(recipe, tmp_path / str(processes), processes=processes, progress=False)
+        fronts.append((tmp_path / str(processes) / "front.json").read_bytes())
+    assert fronts[0] == fronts[1]
