@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_merge.merging import methods
 from hf_merge.merging.methods import Member, MethodSpec, _election, _selection, dare
-from hf_merge.merging.methods._selection import keep_ranks_, portion
+from hf_merge.merging.methods._selection import keep_ranks_, magnitude_at, portion
 
 
 Given = Mapping[str, object]
@@ -32,8 +32,16 @@ def _cases() -> Iterator[tuple[str, Given]]:
             yield from ((name, {each.name: choice}) for choice in each.choices if choice != each.default)
 
 
-CASES = list(_cases())
-every_method = pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{name}-{chosen}" for name, chosen in CASES])
+# How a group's tensors are given to a method: flat, and where it works on matrices, as these and as kernels too.
+CASES = [
+    (name, settings, view)
+    for name, settings in _cases()
+    for view in (("flat", "matrix", "kernel") if methods.get(name).shaped else ("flat",))
+]
+every_method = pytest.mark.parametrize(("name", "settings"), list(_cases()))
+every_view = pytest.mark.parametrize(
+    ("name", "settings", "view"), CASES, ids=[f"{name}-{chosen}-{view}" for name, chosen, view in CASES]
+)
 
 LINEAR = [name for name, method in methods.available().items() if method.linear]
 
@@ -48,6 +56,9 @@ IDENTITIES: list[tuple[str, Given]] = [
     ("breadcrumbs", {"density": 1, "gamma": 0, "scale": 1, "combine": "ties"}),
     ("dare", {"density": 1, "scale": 1}),
     ("dare", {"density": 1, "scale": 1, "combine": "ties", "trim": 1}),
+    ("tsv", {"scale": 1}),
+    ("wudi", {"scale": 1}),
+    ("wudi", {"scale": 1, "density": 1, "time": 1e9}),
 ]
 
 
@@ -76,23 +87,42 @@ def _noise(length: int, tasks: int, seed: int = 0) -> tuple[Tensor, list[Tensor]
     return base, [base + 0.01 * torch.randn(length, generator=generator) for _ in range(tasks)]
 
 
+def _seen(group: tuple[Tensor, list[Tensor]], view: str, rows: int) -> tuple[Tensor, list[Tensor]]:
+    """Returns a group of flat tensors as matrices of so many rows, or as kernels of that many outputs."""
+    shape = {"flat": (-1,), "matrix": (rows, -1), "kernel": (rows, -1, 2, 1)}[view]
+    if group[0].numel() == 0:
+        shape = (0,) if view == "flat" else (rows, 0)
+    base, weights = group
+    return base.reshape(shape), [each.reshape(shape) for each in weights]
+
+
 @st.composite
-def groups(draw: st.DrawFn) -> tuple[Tensor, list[Tensor]]:
-    """Base and members whose entries are multiples of 1/64: their sums are exact, so no order of adding can matter."""
-    length, tasks = draw(st.integers(0, 24)), draw(st.integers(1, 5))
-    rows = st.lists(st.integers(-256, 256), min_size=length, max_size=length)
-    base, *others = (torch.tensor(draw(rows), dtype=torch.float32) / 64 for _ in range(tasks + 1))
+def groups(draw: st.DrawFn, rows: int = 1) -> tuple[Tensor, list[Tensor]]:
+    """Base and members whose entries are multiples of 1/64: their sums are exact, so no order of adding can matter.
+
+    Their length is a multiple of `rows`.
+    """
+    length, tasks = draw(st.integers(0, 24 // rows)) * rows, draw(st.integers(1, 5))
+    entries = st.lists(st.integers(-256, 256), min_size=length, max_size=length)
+    base, *others = (torch.tensor(draw(entries), dtype=torch.float32) / 64 for _ in range(tasks + 1))
     return base, others
 
 
+@st.composite
+def views(draw: st.DrawFn, view: str) -> tuple[Tensor, list[Tensor]]:
+    """A group as a method is given it: flat, as matrices or as kernels."""
+    rows = 1 if view == "flat" else draw(st.integers(1, 4))
+    return _seen(draw(groups(rows if view != "kernel" else 2 * rows)), view, rows)
+
+
 class TestContract:
-    @every_method
+    @every_view
     @law(deadline=None, max_examples=10)
-    @given(group=groups())
+    @given(data=st.data())
     def test_result_is_new_finite_and_shaped_like_the_base(
-        self, name: str, settings: Given, group: tuple[Tensor, list[Tensor]]
+        self, name: str, settings: Given, view: str, data: st.DataObject
     ) -> None:
-        base, weights = group
+        base, weights = data.draw(views(view))
         before = base.clone()
         result = merged(name, settings, base, weights)
         assert result.shape == base.shape
@@ -101,30 +131,33 @@ class TestContract:
         assert torch.equal(base, before)
         assert base.numel() == 0 or result.data_ptr() != base.data_ptr()
 
-    @every_method
+    @every_view
     @law(deadline=None, max_examples=10)
-    @given(group=groups(), order=st.randoms(use_true_random=False))
+    @given(data=st.data(), order=st.randoms(use_true_random=False))
     def test_the_order_of_members_does_not_matter(
-        self, name: str, settings: Given, group: tuple[Tensor, list[Tensor]], order: random.Random
+        self, name: str, settings: Given, view: str, data: st.DataObject, order: random.Random
     ) -> None:
-        base, weights = group
+        base, weights = data.draw(views(view))
         pairs = list(enumerate(weights))
         order.shuffle(pairs)
         shuffled = merged(name, settings, base, [each for _, each in pairs], [seed for seed, _ in pairs])
         torch.testing.assert_close(shuffled, merged(name, settings, base, weights))
 
-    @every_method
-    def test_members_equal_to_the_base_give_the_base(self, name: str, settings: Given) -> None:
-        base, _ = _noise(1000, 0)
+    @every_view
+    def test_members_equal_to_the_base_give_the_base(self, name: str, settings: Given, view: str) -> None:
+        base, _ = _seen(_noise(1000, 0), view, 20)
         result = merged(name, settings, base, [base, base, base])
         if name == "average":
             torch.testing.assert_close(result, base)
         else:
             assert torch.equal(result, base)
 
-    @every_method
-    def test_equal_inputs_give_equal_bytes_on_any_number_of_threads(self, name: str, settings: Given) -> None:
-        base, weights = _noise(40_001, 2)
+    @every_view
+    def test_equal_inputs_give_equal_bytes_on_any_number_of_threads(
+        self, name: str, settings: Given, view: str
+    ) -> None:
+        # Large enough that torch would share out the work: eigenvectors of matrices this size differ with threads.
+        base, weights = _seen(_noise(40_001 if view == "flat" else 90_000, 2), view, 300)
         before = torch.get_num_threads()
         try:
             results = []
@@ -139,9 +172,12 @@ class TestContract:
     def test_scope_is_a_setting_exactly_of_scoped_methods(self, name: str, settings: Given) -> None:
         assert methods.get(name).scoped == ("scope" in MethodSpec.resolve(name, settings).mapping)
 
-    @pytest.mark.parametrize(("name", "settings"), IDENTITIES)
-    def test_a_group_of_one_can_come_back_as_it_was(self, name: str, settings: Given) -> None:
-        base, (only,) = _noise(1000, 1)
+    @pytest.mark.parametrize(
+        ("name", "settings", "view"),
+        [(*each, view) for each in IDENTITIES for name, chosen, view in CASES if each[0] == name and not chosen],
+    )
+    def test_a_group_of_one_can_come_back_as_it_was(self, name: str, settings: Given, view: str) -> None:
+        base, (only,) = _seen(_noise(1000, 1), view, 20)
         torch.testing.assert_close(merged(name, settings, base, [only]), only, rtol=1e-6, atol=1e-6)
 
 
@@ -318,6 +354,49 @@ class TestDare:
         torch.testing.assert_close(mean, merged("dare", {"combine": "sum", "scale": 0.25}, base, weights))
 
 
+class TestPcb:
+    plain: ClassVar[Given] = {"clamp": 0, "scale": 1, "density": 1}
+
+    def test_the_entries_of_highest_score_come_back_as_they_were(self) -> None:
+        only = torch.tensor([1.0, 2.0, 3.0, -4.0, 5.0]) / 8
+        result = merged("pcb", {**self.plain, "density": 0.4}, torch.zeros(5), [only])
+        assert result.tolist() == [0, 0, 0, -4 / 8, 5 / 8]
+
+    @pytest.mark.parametrize("balance", ["normalised", "raw"])
+    def test_who_opposes_the_sum_does_not_count(self, balance: str) -> None:
+        weights = [torch.tensor([5.0, 0.0, 2.0]), torch.tensor([-1.0, 4.0, 2.0])]
+        result = merged("pcb", {**self.plain, "balance": balance}, torch.zeros(3), weights)
+        assert result[:2].tolist() == [5.0, 4.0]
+
+    def test_a_group_of_one_loses_its_smallest_entry_at_most(self) -> None:
+        base, (only,) = _noise(1000, 1)
+        expected = only.clone()
+        smallest = (only - base).abs().argmin()
+        expected[smallest] = base[smallest]
+        torch.testing.assert_close(merged("pcb", self.plain, base, [only]), expected)
+
+    def test_tails_are_cut_off(self) -> None:
+        only = torch.arange(1.0, 11.0) / 64
+        result = merged("pcb", {**self.plain, "clamp": 0.1, "density": 0.2}, torch.zeros(10), [only])
+        assert result.tolist()[-1] == 9 / 64
+
+    def test_scale_multiplies_the_result(self) -> None:
+        base, weights = _noise(1000, 3)
+        once, twice = (merged("pcb", {"scale": scale}, base, weights) - base for scale in (1, 2))
+        torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=1e-6)
+
+    def test_scores_of_many_models_do_not_overflow(self) -> None:
+        base, weights = _noise(100, 2)
+        assert bool(torch.isfinite(merged("pcb", {}, base, weights * 400)).all())
+
+    def test_a_single_entry_ranks_nowhere(self) -> None:
+        assert merged("pcb", {}, torch.zeros(1), [torch.ones(1)]).tolist() == [0.0]
+
+    def test_defaults_are_those_of_the_authors_vision_program(self) -> None:
+        mapping = MethodSpec.resolve("pcb").mapping
+        assert (mapping["density"], mapping["clamp"], mapping["scale"]) == (0.05, 0.01, 1.2)
+
+
 def _ranked(values: Floats, skip: int, count: int) -> Floats:
     """Returns the definition of `keep_ranks_`, by sorting."""
     order = np.argsort(-np.abs(values), kind="stable")[skip : skip + count]
@@ -349,6 +428,13 @@ class TestSelection:
             values[:: 300_000 // _selection._SAMPLE | 1] *= 1000
         kept = keep_ranks_(torch.from_numpy(values.copy()), *ranks)
         assert np.array_equal(kept.numpy(), _ranked(values, *ranks))
+
+    @law(deadline=None)
+    @given(values=st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40), data=st.data())
+    def test_the_magnitude_at_a_rank_is_that_of_sorting(self, values: list[float], data: st.DataObject) -> None:
+        rank = data.draw(st.integers(1, len(values)))
+        entries = np.array(values, dtype=np.float32)
+        assert magnitude_at(entries, rank) == np.sort(np.abs(entries))[-rank]
 
     def test_subnormal_magnitudes_are_ranked(self) -> None:
         kept = keep_ranks_(torch.tensor([1e-45, 3e-45, -4e-45, 0.0]), 0, 2)

@@ -48,6 +48,13 @@ def keep_ranks_(vector: Tensor, skip: int, count: int) -> Tensor:
     return vector
 
 
+def magnitude_at(values: _Floats, rank: int) -> np.float32:
+    """Returns the magnitude at a rank of values [n] float32; the largest has rank 1, the smallest rank n."""
+    if rank == values.size:
+        return np.float32(min(np.abs(block).min() for block in _blocks(values)))
+    return _cutoff(values, rank).magnitude
+
+
 @dataclass(frozen=True)
 class _Cutoff:
     """Where the first entries by rank end: those above `magnitude`, and those equal to it before index `position`."""
