@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_merge.cli.app import app, command, print_document
-from hf_merge.cli.options import Budget, Debug, Json, Repo, Revision, RunPath
+from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath
 
 
 @app.command()
@@ -107,3 +107,31 @@ def report(
 
     found = measure(run)
     print_document(asdict(found) if as_json else report_table(found))
+
+
+@app.command()
+@command
+def compare(
+    recipe: RecipePath,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Compare only this merge method; repeatable.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="A run folder of this recipe, measured by report; repeatable, one per seed."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write comparison.json and comparison.md into this folder.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure every merge method on the recipe's tasks, merged into one model, beside what searches found."""
+    from hf_merge.recipe import Recipe
+
+    wanted = Recipe.load(recipe)
+    from hf_merge.workflow.compare import compare as measure
+    from hf_merge.workflow.comparison import as_text
+
+    found = measure(wanted, chosen=method or (), runs=run or (), out=out)
+    print_document(found.as_json() if as_json else as_text(found))

@@ -20,7 +20,7 @@ from hf_merge.merging.methods import Member, MethodSpec, _spectra
 from hf_merge.merging.methods._spectra import TaskMatrices, leading, merge_matrices, whitening
 
 
-SHAPED = [name for name, method in methods.available().items() if method.shaped]
+SHAPED = [name for name, method in methods.available().items() if method.shaped and method.needs is None]
 every_shaped = pytest.mark.parametrize("name", SHAPED)
 shapes = st.sampled_from([(2, 2), (7, 4), (4, 7), (3, 13), (13, 2)])
 

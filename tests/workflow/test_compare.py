@@ -1,0 +1,161 @@
+"""`hf-merge compare`: every number is the one that the method, the report or the plain model gives."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_merge.errors import RecipeError, RunFolderError
+from hf_merge.merging import methods
+from hf_merge.recipe import Recipe
+from hf_merge.searching.metrics import score
+from hf_merge.searching.tasks import load_task
+from hf_merge.storing import results
+from hf_merge.workflow.compare import INDIVIDUAL, INT8, PRETRAINED, compare
+from hf_merge.workflow.comparison import Comparison, Row, as_text, searched_rows
+from hf_merge.workflow.merge import merge
+from hf_merge.workflow.report import report
+from hf_merge.workflow.run_folder import REPORT_FILE
+from tests.tiny_models import TinyFamily
+from tests.tiny_runs import TinyRun
+
+
+Families = Callable[[str], TinyFamily]
+SMALL = {"validation_rows": 20}
+
+
+def _rows(comparison: Comparison) -> dict[str, Row]:
+    return {row.name: row for row in comparison.rows}
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_family: Families, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, router={"rows_per_task": 12}), "test")
+    return compare(recipe, out=out, progress=False), out
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a copy of the run that was measured on test rows."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    report(folder, progress=False)
+    return folder
+
+
+def test_every_method_has_a_row_beside_the_fine_tunes_and_the_base(compared: tuple[Comparison, Path]) -> None:
+    rows = _rows(compared[0])
+    assert list(rows)[:3] == [INDIVIDUAL, INT8, PRETRAINED]
+    assert set(rows) == {INDIVIDUAL, INT8, PRETRAINED, *methods.available()}
+    for name in methods.available():
+        row = rows[name]
+        assert row.note is None and row.seconds is not None and row.seconds > 0
+        assert row.cost == pytest.approx(rows[PRETRAINED].cost)
+        assert row.test == pytest.approx(np.mean(list(row.scores.values())))
+    assert rows[INDIVIDUAL].normalised == 1.0
+    assert rows[INDIVIDUAL].cost == pytest.approx(3 * (rows[PRETRAINED].cost or 0), rel=0.01)
+    assert (rows[INT8].cost or 9) < 0.3 * (rows[INDIVIDUAL].cost or 0)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "tsv", "regmean"])
+def test_a_rows_scores_are_those_of_the_model_that_merge_writes(
+    tiny_family: Families, compared: tuple[Comparison, Path], tmp_path: Path, method: str
+) -> None:
+    family, kept = tiny_family("bert"), compared[1] / "gathered"
+    document = family.recipe(search=SMALL, router={"rows_per_task": 12})
+    recipe = Recipe.parse(document, "test")
+    for spec in recipe.tasks:
+        out = tmp_path / spec.name
+        merge(recipe, out, method=method, head=spec.name, gathered=kept, progress=False)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(out).eval()
+        labels = family.tasks[spec.name].labels
+        rows = load_task(
+            spec,
+            validation_rows=20,
+            router_rows=12,
+            seed=0,
+            num_labels=len(labels) if labels else 1,
+            label_names=labels,
+        ).test
+        encoded = AutoTokenizer.from_pretrained(out)(list(rows.texts or ()), padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**encoded).logits
+        answers = logits[:, 0].numpy() if labels is None else logits.argmax(dim=1).numpy()
+        expected = score(spec.metric, answers, rows.labels)
+        assert _rows(compared[0])[method].scores[spec.name] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_written_is_what_is_returned(compared: tuple[Comparison, Path]) -> None:
+    comparison, out = compared
+    assert json.loads((out / "comparison.json").read_text()) == json.loads(json.dumps(comparison.as_json()))
+    table = (out / "comparison.md").read_text()
+    for row in comparison.rows:
+        assert f"{row.test:.4f}" in table
+    assert len(as_text(comparison).splitlines()) == 2 + len(comparison.rows)
+
+
+def test_what_a_search_found_stands_beside_it(tiny_run: TinyRun, measured: Path) -> None:
+    comparison = compare(tiny_run.recipe, chosen=["average"], runs=[measured], progress=False)
+    rows, front = _rows(comparison), tiny_run.front
+    own = str(front.method["name"])
+    best = max(front.points, key=lambda point: point.performance)
+    top = rows["MERGE G3 (the best)"]
+    table = results.read(measured / REPORT_FILE)
+    found, own_scores = table.scores(best.id), table.scores("individual")
+    assert found is not None and own_scores is not None
+    assert (top.cost, top.test, top.routed, top.runs) == (best.cost, found.oracle, found.routed, 1)
+    assert top.scores == found.oracle_scores
+    assert rows[INDIVIDUAL].scores == pytest.approx(own_scores.oracle_scores)
+    least = rows["MERGE G1 (beats its method)"]
+    cheaper = [point for point in front.points if point.performance > (rows[own].validation or 0)]
+    assert least.cost == min(point.cost for point in cheaper)
+
+
+def test_two_runs_become_a_mean(tiny_run: TinyRun, measured: Path) -> None:
+    rows = _rows(compare(tiny_run.recipe, chosen=["average"], runs=[measured, measured], progress=False))
+    top = rows["MERGE G3 (the best)"]
+    assert (top.runs, top.cost_deviation, top.test_deviation) == (2, 0.0, 0.0)
+
+
+def test_a_run_of_other_checkpoints_is_refused(measured: Path, tiny_family: Families) -> None:
+    recipe = Recipe.parse(tiny_family("distilbert").recipe(search=SMALL), "test")
+    with pytest.raises(RunFolderError, match=r"other checkpoints than the recipe names: base, task"):
+        compare(recipe, runs=[measured], progress=False)
+
+
+def test_a_run_by_another_method_is_refused(tiny_run: TinyRun, measured: Path) -> None:
+    merging = tiny_run.recipe.merge.model_copy(update={"methods": ("ties",)})
+    recipe = tiny_run.recipe.model_copy(update={"merge": merging})
+    with pytest.raises(RunFolderError, match="G1 would compare it with another method"):
+        compare(recipe, runs=[measured], progress=False)
+
+
+def test_an_unknown_method_is_refused(tiny_run: TinyRun) -> None:
+    with pytest.raises(RecipeError, match="Unknown merge method 'tise'"):
+        compare(tiny_run.recipe, chosen=["tise"], progress=False)
+
+
+def test_a_method_that_cannot_handle_the_models_says_so_in_its_row(
+    tiny_adapters: Callable[[str, str], TinyFamily],
+) -> None:
+    recipe = Recipe.parse(tiny_adapters("bert", "ia3").recipe(search=SMALL), "test")
+    rows = _rows(compare(recipe, chosen=["fisher", "average"], progress=False))
+    assert rows["fisher"].test is None and "looks into whole fine-tunes" in (rows["fisher"].note or "")
+    assert rows["average"].test is not None
+    assert rows[INDIVIDUAL].cost == pytest.approx(1.0, abs=0.1)  # one base and three small adapters
+
+
+def test_a_point_that_no_run_has_is_told(tiny_run: TinyRun, measured: Path) -> None:
+    table = results.read(measured / REPORT_FILE)
+    rows = searched_rows([(tiny_run.front, table)], merged=2.0, best=2.0)
+    assert [row.note for row in rows] == ["1 of 1 runs have no such point"] * 2 + [None]
+    lacking = replace(table, rows=table.rows[:1])
+    assert "run hf-merge report again" in (searched_rows([(tiny_run.front, lacking)], 0.0, 0.0)[2].note or "")

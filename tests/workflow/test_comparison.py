@@ -1,0 +1,27 @@
+"""A comparison as text and as Markdown."""
+
+from hf_merge.workflow.comparison import Comparison, Row, as_markdown, as_text
+
+
+COMPARISON = Comparison(
+    1_000_000,
+    {"a": "accuracy", "b": "f1"},
+    (
+        Row("ties", cost=1.0, validation=0.5, test=0.4, normalised=0.8, scores={"a": 0.3, "b": 0.5}, seconds=2.0),
+        Row("odd|one", note="cannot be had"),
+        Row("MERGE G3", cost=0.5, test=0.6, routed=0.55, runs=2, cost_deviation=0.1, test_deviation=0.02),
+    ),
+)
+
+
+def test_every_cell_is_told_or_said_to_be_missing() -> None:
+    lines = as_text(COMPARISON).splitlines()
+    assert lines[2].split() == ["ties", "1.0000", "4.0", "0.5000", "0.4000", "80.0", "-", "2.0", "0.300", "0.500"]
+    assert lines[3].startswith("odd|one: cannot be had") and lines[3].split()[-9:] == ["-"] * 9
+    assert "0.5000 ± 0.1000" in lines[4] and "0.6000 ± 0.0200" in lines[4]
+
+
+def test_markdown_escapes_what_would_break_the_table() -> None:
+    lines = as_markdown(COMPARISON).splitlines()
+    assert len(lines) == 5 and r"odd\|one" in lines[3]
+    assert lines[1].startswith("| --- | ---: |")
