@@ -37,6 +37,7 @@ def search(
     state_memory: Annotated[
         float, typer.Option("--state-memory", help="GB of each process for kept hidden states; 0 keeps none.", min=0)
     ] = 2.0,
+    device: Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -61,6 +62,7 @@ def search(
         processes=processes,
         deadline_seconds=deadline,
         state_bytes=int(state_memory * 1e9),
+        device=device,
         progress=progress,
     )
     if os.environ.get("RANK", "0") != "0":

@@ -49,10 +49,11 @@ from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
 __all__ = [
-    "CLASSIFIERS", "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind", "skeleton_config",
-    "skeleton_of", "used_names",
+    "CLASSIFIERS", "CPU", "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind",
+    "skeleton_config", "skeleton_of", "used_names",
 ]  # fmt: skip
 
+CPU = torch.device("cpu")
 Kind = Literal["text", "image", "audio", "causal", "seq2seq"]
 TransformersModel: TypeAlias = PreTrainedModel
 
@@ -79,6 +80,7 @@ class TaskModel:
         num_labels: The width of its logits.
         slots: Where each of its tensors lives, by the name that this task's checkpoint gives it on disk.
         has_adapter: Whether an adapter acts on its modules.
+        device: Where it computes; whoever sets tensors puts them there.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class TaskModel:
             UnsupportedArchitecture: transformers has no class of this kind for the model type.
             CheckpointDamaged: The configuration describes no model.
         """
+        self.device = CPU
         with BlameConfig(config):
             built = configuration(config, head.settings())
             _require_class(built, kind)
@@ -209,7 +212,12 @@ class TaskModel:
 
     def move_buffers(self, device: torch.device) -> None:
         """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
+        self.device = device
         move_buffers(self.module, self.slots, device)
+
+    def moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns model inputs where the model computes."""
+        return {name: value.to(self.device) for name, value in inputs.items()}
 
     @torch.inference_mode()
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -219,6 +227,7 @@ class TaskModel:
     def answers(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the same as `logits`, and lets gradients pass where the caller asked for them."""
         self.settle()
+        inputs = self.moved(inputs)
         if self._asks:
             return option_scores(self.module, inputs)
         logits: Tensor = self.module(**in_precision(self.module, inputs)).logits

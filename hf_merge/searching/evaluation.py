@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.merging.grouping import Grouping
+from hf_merge.modeling.assembly import CPU
 from hf_merge.searching.building import Chain, ExpertBuilder
 from hf_merge.searching.metrics import score
 from hf_merge.searching.running import ChainRunner, Reuse, TaskRun
@@ -66,7 +67,10 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         """Prepares what runs the models."""
-        self._runner = ChainRunner(self.builder, self.dtype, self.states)
+        devices = {run.model.device for run in self.runs.values()} or {CPU}
+        if len(devices) > 1:
+            raise ValueError(f"the tasks' models compute on several devices: {sorted(map(str, devices))}")
+        self._runner = ChainRunner(self.builder, self.dtype, self.states, devices.pop())
 
     @property
     def ahead(self) -> int:

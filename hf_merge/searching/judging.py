@@ -28,7 +28,7 @@ class Judge:
 
     def __call__(self, model: TaskModel, batch: Batch) -> Tensor:
         """Returns [batch, 2] float32: 1 in the second place where the target was met, else in the first."""
-        ids = written(model.module, batch.inputs, self.max_new_tokens)
+        ids = written(model.module, model.moved(batch.inputs), self.max_new_tokens)
         return judged(self.decode(ids), [self.targets[row] for row in batch.rows])
 
 

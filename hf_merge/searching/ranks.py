@@ -1,24 +1,46 @@
 """The processes of one search: rank 0 leads and writes, the others work for it; one process alone is rank 0 of one.
 
-Processes are joined by accelerate, over gloo on processors and over NCCL or gloo on accelerators. What goes between
+Processes are joined by accelerate, over gloo, also where each computes on an accelerator of its own. What goes between
 them are objects of our own, from our own processes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hf_merge.errors import WorkerError
+from hf_merge.errors import InputError, WorkerError, nearest
 
 
 DEADLINE_SECONDS = 1800.0  # how long one rank waits for another before it gives the run up
 START_SECONDS = 300.0
 _Item = TypeVar("_Item")
+
+
+def device_of(choice: str) -> torch.device:
+    """Returns where this process computes: its own accelerator of the machine's, or the processors.
+
+    What goes between the processes of a search are scores and chains; it goes over the processors in any case.
+
+    Args:
+        choice: `cpu`, `cuda`, or `auto` for cuda where there is one.
+
+    Raises:
+        InputError: The choice is none of these, or there is no such accelerator.
+    """
+    if choice not in ("auto", "cpu", "cuda"):
+        raise InputError(f"Unknown device '{choice}'.{nearest(choice, ('auto', 'cpu', 'cuda'))}")
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("The device 'cuda' is asked for, and torch finds none here. Choose cpu, or auto.")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 @dataclass(frozen=True)

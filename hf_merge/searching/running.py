@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.merging.experts import ExpertKey
-from hf_merge.modeling.assembly import TaskModel
+from hf_merge.modeling.assembly import CPU, TaskModel
 from hf_merge.modeling.inputs import Batch, restore
 from hf_merge.modeling.passes import Boundary, Passes, State
 from hf_merge.searching.building import Chain, ExpertBuilder
@@ -44,7 +44,7 @@ class TaskRun:
 
     def answers(self) -> Tensor:
         """Returns the logits [rows, labels] float32 of whole passes, in the rows' order."""
-        ask = self.judge or (lambda model, batch: model.logits(batch.inputs).float())
+        ask = self.judge or (lambda model, batch: model.logits(batch.inputs).float().cpu())
         return restore(self.batches, [ask(self.model, batch) for batch in self.batches])
 
 
@@ -79,11 +79,13 @@ class ChainRunner:
         builder: Where experts come from.
         dtype: What the model computes in.
         states: Hidden states at block boundaries; changes speed, never a bit of the logits.
+        device: Where the tasks' models compute, and so where experts and states are kept.
     """
 
     builder: ExpertBuilder
     dtype: torch.dtype
     states: StateCache
+    device: torch.device = CPU
     _loaded: dict[str, tuple[ExpertKey, dict[str, Tensor]]] = field(default_factory=dict)
     _passes: dict[str, Passes] = field(default_factory=dict)
 
@@ -136,7 +138,7 @@ class ChainRunner:
         for index, batch in enumerate(run.batches):
             state: State = None if states is None else states[index]
             logits, recorded = passes.run(batch.inputs, start=start, state=state, record=list(recording))
-            outputs.append(logits.float())
+            outputs.append(logits.float().cpu())
             for block, found in recorded.items():
                 self.states.add(recording[block], found)
         self.states.finish()
@@ -154,7 +156,7 @@ class ChainRunner:
         if key.component in self._loaded and self._loaded[key.component][0] == key:
             return self._loaded[key.component][1]
         self._loaded.pop(key.component, None)
-        weights = {name: tensor.to(self.dtype) for name, tensor in self.builder.decoded(key).items()}
+        weights = {name: tensor.to(self.device, self.dtype) for name, tensor in self.builder.decoded(key).items()}
         self._loaded[key.component] = (key, weights)
         return weights
 

@@ -23,7 +23,9 @@ _END_SECONDS, _LAST_WORDS_SECONDS = 1.0, 5.0
 
 
 @contextmanager
-def joined_ranks(recipe: Recipe, out: Path, processes: int, deadline_seconds: float) -> Iterator[Ranks]:
+def joined_ranks(
+    recipe: Recipe, out: Path, processes: int, deadline_seconds: float, device: str = "auto"
+) -> Iterator[Ranks]:
     """Yields the ranks of a search, started where this process is to start them, and parts from them at the end.
 
     Args:
@@ -31,6 +33,7 @@ def joined_ranks(recipe: Recipe, out: Path, processes: int, deadline_seconds: fl
         out: The run folder.
         processes: How many processes on this machine; 1 for this one alone, or for those of a launcher.
         deadline_seconds: How long one rank waits for another.
+        device: What those started here compute on, as in `device_of`.
 
     Raises:
         InputError: The number of processes is impossible, or a launcher has started some already.
@@ -49,7 +52,7 @@ def joined_ranks(recipe: Recipe, out: Path, processes: int, deadline_seconds: fl
         with _joined(deadline_seconds) as ranks:
             yield ranks
     else:
-        with _started(recipe, out, processes), _joined(deadline_seconds) as ranks:
+        with _started(recipe, out, processes, device), _joined(deadline_seconds) as ranks:
             yield ranks
 
 
@@ -63,7 +66,7 @@ def _joined(deadline_seconds: float) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _started(recipe: Recipe, out: Path, processes: int) -> Iterator[None]:
+def _started(recipe: Recipe, out: Path, processes: int, device: str) -> Iterator[None]:
     """Starts all ranks but the first, which this process becomes, and ends them."""
     common = {
         "WORLD_SIZE": str(processes),
@@ -75,7 +78,7 @@ def _started(recipe: Recipe, out: Path, processes: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="hf-merge-") as scratch:
         path = Path(scratch) / "recipe.yaml"
         path.write_text(recipe.dump(), encoding="utf-8")
-        command = [sys.executable, "-m", "hf_merge", "search", str(path), "--out", str(out)]
+        command = [sys.executable, "-m", "hf_merge", "search", str(path), "--out", str(out), "--device", device]
         workers = [_Worker(rank, command, common, Path(scratch)) for rank in range(1, processes)]
         try:
             with _environment(common | _place(0)):

@@ -12,7 +12,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Place, Shape, require_granularity
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
-from hf_merge.modeling.assembly import Head, Kind, TaskModel
+from hf_merge.modeling.assembly import CPU, Head, Kind, TaskModel
 from hf_merge.modeling.hearing import Hearing
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
 from hf_merge.modeling.language import SpecialTokens, task_model
@@ -190,8 +190,17 @@ class Reader:
         return asked_run(task, model, rows, prompter)
 
 
-def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dict[str, TaskRun]:
-    """Returns the tasks ready to be evaluated on the given rows, heads set in the recipe's computing type."""
+def task_runs(
+    project: Project, rows: Mapping[str, Rows], reader: Reader, device: torch.device = CPU
+) -> dict[str, TaskRun]:
+    """Returns the tasks ready to be evaluated on the given rows, heads set in the recipe's computing type.
+
+    Args:
+        project: The opened recipe.
+        rows: The rows by task.
+        reader: Makes batches of them.
+        device: Where the models compute.
+    """
     dtype, base = DTYPES[project.recipe.search.dtype], project.family.base
     runs = {}
     for task in project.recipe.tasks:
@@ -205,6 +214,7 @@ def task_runs(project: Project, rows: Mapping[str, Rows], reader: Reader) -> dic
             base.trunk,
             project.adapter,
         )
-        model.set_head({name: tuned.read_head(name).to(dtype) for name in tuned.head})
+        model.move_buffers(device)
+        model.set_head({name: tuned.read_head(name).to(device, dtype) for name in tuned.head})
         runs[task.name] = reader.run(project, task, model, rows[task.name])
     return runs

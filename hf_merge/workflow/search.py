@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hf_merge.errors import RunFolderError
@@ -21,7 +22,7 @@ from hf_merge.recipe import Recipe
 from hf_merge.searching.building import ExpertBuilder, reference_chain
 from hf_merge.searching.evaluation import Evaluation, mean_score
 from hf_merge.searching.pareto import Reference
-from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks
+from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks, device_of
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.searching.space import Configuration
@@ -60,6 +61,7 @@ def search(
     processes: int = 1,
     deadline_seconds: float = DEADLINE_SECONDS,
     state_bytes: int = STATE_BYTES,
+    device: str = "auto",
     progress: bool | Listener = True,
     access: hub.Access = hub.AS_USUAL,
 ) -> Front:
@@ -72,6 +74,7 @@ def search(
         processes: How many processes to evaluate in; those of a launcher (torchrun, accelerate launch) are joined.
         deadline_seconds: How long one process waits for another before the run is given up.
         state_bytes: What kept hidden states may take in each process, in bytes; changes the time, never the front.
+        device: Where to compute: `cpu`, `cuda`, or `auto` for cuda where there is one. Scores may differ in last bits.
         progress: Show progress on stderr, or a function to call with every event instead (docs/format.md).
         access: How to reach the Hub, where the sources are there.
 
@@ -79,10 +82,11 @@ def search(
         InputError: The recipe, its checkpoints or its data cannot be used, or `out` is not ours to write.
         WorkerError: A process died or hung; what was evaluated is in the journal.
     """
-    with joined_ranks(recipe, out, processes, deadline_seconds) as ranks:
+    place = device_of(device)
+    with joined_ranks(recipe, out, processes, deadline_seconds, device) as ranks:
         if ranks.leads:
-            return _lead(_Request(recipe, out, resume, state_bytes, progress, access), ranks)
-        return _work(ranks, access)
+            return _lead(_Request(recipe, out, resume, state_bytes, place, progress, access), ranks)
+        return _work(ranks, place, access)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class _Request:
     out: Path
     resume: bool
     state_bytes: int
+    device: torch.device
     progress: bool | Listener
     access: hub.Access
 
@@ -103,7 +108,9 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
     with Claim(out, resume=asked.resume) as claim, open_project(asked.recipe, access=asked.access) as project:
         require_free(out, project.recipe, resume=asked.resume)
         ranks.share((project.recipe, asked.state_bytes, out))
-        evaluator = _evaluator(project, ranks, asked.state_bytes, out, progress=asked.progress is True)
+        evaluator = _evaluator(
+            project, ranks, asked.state_bytes, out, device=asked.device, progress=asked.progress is True
+        )
         geometry = _measure(project, asked.progress)
         advise(project, geometry)
         sources = project.family.digests()
@@ -125,18 +132,20 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
     return front
 
 
-def _work(ranks: Ranks, access: hub.Access) -> Front:
+def _work(ranks: Ranks, device: torch.device, access: hub.Access) -> Front:
     """Returns the front that rank 0 found, after working for it."""
     recipe, state_bytes, out = ranks.receive()
     with open_project(recipe, access=access) as project:
-        _evaluator(project, ranks, state_bytes, out, progress=False).work()
+        _evaluator(project, ranks, state_bytes, out, device=device, progress=False).work()
     front: Front = ranks.receive()
     return front
 
 
-def _evaluator(project: Project, ranks: Ranks, state_bytes: int, run: Path, *, progress: bool) -> SharedEvaluator:
+def _evaluator(
+    project: Project, ranks: Ranks, state_bytes: int, run: Path, *, device: torch.device, progress: bool
+) -> SharedEvaluator:
     data = load_rows(project.recipe, project.heads)
-    runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project))
+    runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project), device)
     states = StateCache(state_bytes)
     builder = new_builder(project, run, progress=progress)
     return SharedEvaluator(builder, runs, DTYPES[project.recipe.search.dtype], states, ranks=ranks)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_merge.searching.ranks import Ranks
+from hf_merge.errors import InputError
+from hf_merge.searching.ranks import Ranks, device_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +70,28 @@ def test_ranks_that_do_not_come_are_not_waited_for_for_ever() -> None:
     )
     out, errors = started(script, 1, 1).communicate(timeout=120)
     assert "did not find each other within 2 s" in out, errors
+
+
+def test_without_an_accelerator_the_processors_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == device_of("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="'cuda' is asked for, and torch finds none"):
+        device_of("cuda")
+
+
+@pytest.mark.parametrize(("local_rank", "index"), [(None, 0), ("1", 1), ("5", 1)])
+def test_every_rank_of_a_machine_has_an_accelerator_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, local_rank: str | None, index: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda", index)
+    assert device_of("cpu") == torch.device("cpu")
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Unknown device 'cudda'.*cuda"):
+        device_of("cudda")

@@ -12,6 +12,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.modeling.assembly import CPU
 from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import Recipe
@@ -31,12 +32,18 @@ from tests.tiny_speakers import SPEAKERS, WRITING, SpeakingFamily
 
 
 def evaluator_of(
-    tiny: TinyFamily, family: Family, limit_bytes: int, granularity: str, dtype: torch.dtype = torch.float32
+    tiny: TinyFamily,
+    family: Family,
+    limit_bytes: int,
+    granularity: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> Evaluator:
     runs = {}
     for name, task in tiny.tasks.items():
         model = skeleton(tiny, family, name)
-        model.set_head({key: tensor.to(dtype) for key, tensor in head_of(family, name).items()})
+        model.move_buffers(device)
+        model.set_head({key: tensor.to(device, dtype) for key, tensor in head_of(family, name).items()})
         runs[name] = TaskRun(name, model, *batches_of(tiny, name), task.metric)
     components = decompose(family.shapes, granularity, stages=3)
     method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
@@ -99,6 +106,31 @@ def test_without_depth_nothing_is_kept(tiny_family: Callable[[str], TinyFamily])
         evaluator = evaluator_of(tiny, family, 10**9, "type")
         evaluator.evaluate(neighbours(evaluator, 1)[0])
         assert evaluator.states.held_bytes == 0
+
+
+@pytest.mark.parametrize("layout", ["vit", "dinov2"])  # masks of texts are looked into, which the meta device refuses
+def test_everything_computes_on_the_device_of_the_models(
+    tiny_family: Callable[[str], TinyFamily], layout: str
+) -> None:
+    """On the meta device, which every machine has: a tensor left behind on the processor would stop the pass."""
+    tiny, meta = tiny_family(layout), torch.device("meta")
+    with opened(tiny) as family:
+        evaluator = evaluator_of(tiny, family, 0, "type", device=meta)
+        task, run = next(iter(evaluator.runs.items()))
+        seen: list[torch.device] = []
+        run.model.module.register_forward_hook(lambda _, __, output: seen.append(output.logits.device))
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the answer's way back
+            evaluator.logits(task, evaluator.builder.chain(neighbours(evaluator, 1)[0], task))
+        assert seen == [meta]
+
+
+def test_models_on_several_devices_are_a_bug(tiny_family: Callable[[str], TinyFamily]) -> None:
+    tiny = tiny_family("bert")
+    with opened(tiny) as family:
+        evaluator = evaluator_of(tiny, family, 0, "type")
+        next(iter(evaluator.runs.values())).model.move_buffers(torch.device("meta"))
+        with pytest.raises(ValueError, match="several devices: \\['cpu', 'meta'\\]"):
+            Evaluator(evaluator.builder, evaluator.runs)
 
 
 # Language models
