@@ -444,7 +444,7 @@ def python(code: str, *words: object, **options: Any) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=ROOT, text=True, check=False, **streams)
 
 
-DEMO = "import hf_merge.cli as c, hf_merge.workflow.demo as d\ndef run_demo(out): {}\nd.run_demo = run_demo"
+DEMO = "import hf_merge.cli.commands as a, hf_merge.workflow.demo as d\ndef run_demo(out): {}\nd.run_demo = run_demo"
 
 
 def test_an_unforeseen_error_is_one_line_and_exit_1() -> None:
@@ -488,6 +488,6 @@ def test_an_interrupted_search_goes_on_with_resume(
 def test_a_closed_pipe_ends_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    found = python(DEMO.format("c._print('x' * 100_000)"), "demo", stdout=writer)
+    found = python(DEMO.format("a.print_document('x' * 100_000)"), "demo", stdout=writer)
     os.close(writer)
     assert (found.returncode, found.stderr) == (0, "")

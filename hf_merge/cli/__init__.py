@@ -9,7 +9,7 @@ from types import TracebackType
 import typer
 
 from hf_merge.cli import making, using
-from hf_merge.cli.app import app
+from hf_merge.cli.commands import app
 
 
 __all__ = ["app", "main", "making", "using"]

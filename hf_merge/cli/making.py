@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_merge.cli.app import app, command, print_document
+from hf_merge.cli.commands import app, command, print_document
 from hf_merge.cli.options import Debug, Json, RecipePath, RunPath, read_settings
 
 

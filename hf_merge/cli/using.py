@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_merge.cli.app import app, command, print_document
+from hf_merge.cli.commands import app, command, print_document
 from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath
 
 

@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_not_written() -> None:
         (put("cost", value=-1.5), "cost: is -1.5"),
         (put("performance", "sst2", value="0.9"), "performance.sst2: is the text '0.9', not a number"),
         (put("dtype", value="float64"), "dtype: 'float64' is unknown."),
-        (put("model", "type", value="audio"), "model.type: 'audio' is unknown."),
+        (put("model", "type", value="video"), "model.type: 'video' is unknown."),
         (put("model", "max_length", value=0), "model.max_length: is 0, not in 1 to"),
         (put("base", "revision", value="main"), "base.revision: 'main' is no commit"),
         (put("base", "repo", value="../../etc"), "base.repo: '../../etc' is no repository of the Hub"),

@@ -1,4 +1,4 @@
-"""The application that commands join: how one is run, what an error becomes, how a document is printed."""
+"""What every command shares: the application that it joins, how it is run, what an error and a document become."""
 
 import json
 import os
