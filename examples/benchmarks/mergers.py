@@ -1,12 +1,13 @@
 """Times `hf-merge merge` from files to file: eight fine-tunes of GPT-2 small, each process from its start to its end.
 
     python examples/benchmarks/mergers.py make FOLDER        # once: 4.5 GB of random weights
-    python examples/benchmarks/mergers.py run FOLDER [--methods average ties ...] [--out JSON]
+    python examples/benchmarks/mergers.py run FOLDER [--methods average ties ...] [--mergekit PROGRAM] [--out JSON]
 
 The weights are a random GPT-2 small (124,439,808 parameters, float32) and eight copies with Gaussian noise of 1e-3.
 Beside the merges stands what no merge can do without: one process that reads the nine files into one buffer and writes
 one. OMP_NUM_THREADS says how many threads; wall time and peak resident memory are those that the system reports for
-the whole process. Each is run `--repeats` times, the methods in turn, and the median is shown.
+the whole process. Each is run `--repeats` times, the methods in turn, and the median is shown. With the path of
+`mergekit-yaml`, installed in an environment of its own, mergekit does the same merges in the same run.
 """
 
 import argparse
@@ -27,7 +28,14 @@ from hf_merge.merging import methods
 
 
 TASKS, NOISE = 8, 1e-3
-METHODS = [name for name, method in methods.available().items() if not method.shaped]
+METHODS = [name for name, method in methods.available().items() if not method.shaped and method.needs is None]
+# What mergekit calls the same, and its parameters of each model that are ours by default.
+MERGEKIT = {
+    "average": ("linear", {"weight": 1.0}),
+    "task_arithmetic": ("task_arithmetic", {"weight": 0.4}),
+    "ties": ("ties", {"weight": 1.0, "density": 0.2}),
+    "breadcrumbs": ("breadcrumbs", {"weight": 0.2, "density": 0.15, "gamma": 0.006}),
+}
 _READ = """
 import os, sys
 buffer = bytearray(64 << 20)
@@ -53,12 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         each.add_argument("folder", type=Path)
     running.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD")
     running.add_argument("--repeats", type=int, default=3)
+    running.add_argument("--mergekit", type=Path, help="its program mergekit-yaml")
     running.add_argument("--out", type=Path, help="write the JSON here as well")
     chosen = parser.parse_args(arguments)
     if chosen.command == "make":
         make(chosen.folder.resolve())
     else:
-        run(chosen.folder.resolve(), chosen.methods, chosen.repeats, chosen.out)
+        run(chosen.folder.resolve(), chosen.methods, chosen.repeats, chosen.mergekit, chosen.out)
 
 
 def make(folder: Path) -> None:
@@ -82,16 +91,29 @@ def make(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(safe_dump(recipe, sort_keys=False))
 
 
-def run(folder: Path, names: Sequence[str], repeats: int, out: Path | None) -> None:
+def commands_of(folder: Path, target: Path, names: Sequence[str], mergekit: Path | None) -> dict[str, list[str]]:
+    """Returns what is timed, by name."""
+    files = [str(folder / part / "model.safetensors") for part in ("base", *(f"task{n}" for n in range(TASKS)))]
+    commands = {"(read nine, write one)": [sys.executable, "-c", _READ, str(target / "model.safetensors"), *files]}
+    for name in names:
+        merge = [sys.executable, "-m", "hf_merge", "merge", str(folder / "recipe.yaml")]
+        commands[name] = [*merge, "--method", name, "--out", str(target)]
+        if mergekit is not None and name in MERGEKIT:
+            method, parameters = MERGEKIT[name]
+            models = [{"model": str(folder / f"task{n}"), "parameters": parameters} for n in range(TASKS)]
+            config = {"merge_method": method, "models": models, "dtype": "float32"}
+            config |= {} if method == "linear" else {"base_model": str(folder / "base")}
+            path = folder / f"mergekit-{name}.yaml"
+            path.write_text(safe_dump(config))
+            options = ["--no-copy-tokenizer", "--random-seed", "0", "--quiet"]
+            commands[f"{name}, mergekit"] = [str(mergekit.resolve()), str(path), str(target), *options]
+    return commands
+
+
+def run(folder: Path, names: Sequence[str], repeats: int, mergekit: Path | None, out: Path | None) -> None:
     """Prints seconds and MiB of every method, and of reading and writing alone."""
     target = folder / "merged"
-    files = [str(folder / part / "model.safetensors") for part in ("base", *(f"task{n}" for n in range(TASKS)))]
-    commands = {"(read nine, write one)": ["-c", _READ, str(target / "model.safetensors"), *files]}
-    for name in names:
-        commands[name] = [
-            *("-m", "hf_merge", "merge", str(folder / "recipe.yaml")),
-            *("--method", name, "--out", str(target)),
-        ]
+    commands = commands_of(folder, target, names, mergekit)
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -112,13 +134,13 @@ def run(folder: Path, names: Sequence[str], repeats: int, out: Path | None) -> N
 
 
 def timed(arguments: Sequence[str]) -> tuple[float, float, float]:
-    """Returns wall seconds, processor seconds and peak MiB of a Python process.
+    """Returns wall seconds, processor seconds and peak MiB of a process.
 
     Raises:
         RuntimeError: It failed.
     """
     began = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ)
+    child = os.posix_spawn(arguments[0], list(arguments), os.environ)
     _, status, usage = os.wait4(child, 0)
     wall = time.perf_counter() - began
     if status != 0:
