@@ -5,6 +5,7 @@ Backbones are aligned by their names inside the trunk and spoken of by the base'
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -147,6 +148,12 @@ class Family:
     def head_parameters(self) -> int:
         """Returns the parameters of all heads together; all of them are trained per task."""
         return sum(tuned.head_parameters() for tuned in self.tasks.values())
+
+    def individual_cost(self) -> float:
+        """Returns C of the fine-tunes as they are: a whole model each, or one base and all adapters; and their heads."""
+        adapter = sum(prod(self.shapes[name]) for name in self.adapted)
+        beside = self.head_parameters() + len(self.tasks) * adapter
+        return (1 if self.adapted else len(self.tasks)) + beside / self.parameters
 
 
 def align(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Family:

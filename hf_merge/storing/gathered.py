@@ -8,6 +8,7 @@ else finds nothing, and gathers anew.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from hf_merge.merging.methods import Gathered
@@ -15,14 +16,15 @@ from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 
 
+@dataclass(frozen=True)
 class GatheredFile:
-    """One fine-tune's file, opened when something is first looked for."""
+    """What was gathered of one fine-tune.
 
-    def __init__(self, path: Path) -> None:
-        """Prepares to read `path`."""
-        self._path = path
-        self._file: SafetensorsFile | None = None
-        self._names: dict[str, str] = {}
+    Attributes:
+        path: Where it lies; opened for each tensor, so that nothing stays open.
+    """
+
+    path: Path
 
     def find(self, name: str) -> Gathered | None:
         """Returns what was gathered of a tensor, or None where there is nothing of the kind.
@@ -30,17 +32,9 @@ class GatheredFile:
         Raises:
             CheckpointDamaged: The file is missing or damaged.
         """
-        if self._file is None:
-            self._file = SafetensorsFile(self._path)
-            self._names = {stored.partition("/")[2]: stored for stored in self._file.specs}
-        stored = self._names.get(name)
-        return None if stored is None else Gathered(self._file.read_float32(stored), int(stored[0] == "1"))
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with SafetensorsFile(self.path) as file:
+            stored = next((stored for stored in file.specs if stored.partition("/")[2] == name), None)
+            return None if stored is None else Gathered(file.read_float32(stored), int(stored[0] == "1"))
 
 
 def gathered_path(folder: Path, task: str, origin: Mapping[str, str]) -> Path:

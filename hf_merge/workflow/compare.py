@@ -17,8 +17,6 @@ from tqdm import tqdm
 from hf_merge.errors import InputError, RunFolderError
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.cost import normalised as normalised_cost
-from hf_merge.merging.cost import stored_parameters
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe, settings_of
 from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
@@ -146,7 +144,7 @@ class _Bench:
         own = {task: reference_chain(project.components, (task,)) for task in tasks}
         base = {task: reference_chain(project.components, ()) for task in tasks}
         heads = project.family.head_parameters() / project.family.parameters
-        individual = self._row(INDIVIDUAL, builder, own, self._individual_cost())
+        individual = self._row(INDIVIDUAL, builder, own, project.family.individual_cost())
         self._own = individual.scores
         stored = self._row(INT8, builder, {task: builder.chain(separate, task) for task in tasks}, None)
         return [
@@ -203,11 +201,3 @@ class _Bench:
             normalised=share,
             scores=test,
         )
-
-    def _individual_cost(self) -> float:
-        """Returns C of all fine-tunes as they are: the base once and every adapter, or every whole model."""
-        family, full = self._project.family, CodecSpec.resolve("full")
-        shared = {name for part in self._project.components if part.shared for name in part.tensors}
-        once = stored_parameters({name: family.shapes[name] for name in shared}, full) if shared else 0.0
-        each = stored_parameters({name: shape for name, shape in family.shapes.items() if name not in shared}, full)
-        return normalised_cost(once + len(family.tasks) * each + family.head_parameters(), family.parameters)

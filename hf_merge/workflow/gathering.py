@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from hf_merge.errors import InputError, NonFiniteWeights
 from hf_merge.merging import methods
 from hf_merge.merging.methods import Gathered, MethodSpec, Need
 from hf_merge.modeling.gathering import gather
-from hf_merge.modeling.language import task_model
 from hf_merge.recipe import TaskSpec
 from hf_merge.searching.tasks import Rows
 from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting
-from hf_merge.workflow.project import Project, Reader, load_rows
+from hf_merge.workflow.project import Project, Reader, headed_model, load_rows
 
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,7 @@ def _gather(
     """Returns what is gathered of one fine-tune."""
     family, tuned = project.family, project.family.tasks[task.name]
     trunk = family.base.trunk
-    model = task_model(family.base.config, project.kind, project.heads[task.name], reader.tokens, family.shapes, trunk)
-    model.set_head({name: tuned.read_head(name) for name in tuned.head})
+    model = headed_model(project, task, reader, torch.float32)
     model.set_backbone({name: tuned.read(name).view(shape) for name, shape in family.shapes.items()}, trunk)
     model.require_complete()
     names = {model.own_name(name, trunk): name for name in family.shapes}

@@ -201,20 +201,35 @@ def task_runs(
         reader: Makes batches of them.
         device: Where the models compute.
     """
-    dtype, base = DTYPES[project.recipe.search.dtype], project.family.base
-    runs = {}
-    for task in project.recipe.tasks:
-        tuned = project.family.tasks[task.name]
-        model = task_model(
-            base.config,
-            project.kind,
-            project.heads[task.name],
-            reader.tokens,
-            project.family.shapes,
-            base.trunk,
-            project.adapter,
-        )
-        model.move_buffers(device)
-        model.set_head({name: tuned.read_head(name).to(device, dtype) for name in tuned.head})
-        runs[task.name] = reader.run(project, task, model, rows[task.name])
-    return runs
+    dtype = DTYPES[project.recipe.search.dtype]
+    return {
+        task.name: reader.run(project, task, headed_model(project, task, reader, dtype, device), rows[task.name])
+        for task in project.recipe.tasks
+    }
+
+
+def headed_model(
+    project: Project, task: TaskSpec, reader: Reader, dtype: torch.dtype, device: torch.device = CPU
+) -> TaskModel:
+    """Returns a task's model with its head set and its backbone still empty.
+
+    Args:
+        project: The opened recipe.
+        task: The task.
+        reader: Whose tokens pad and end.
+        dtype: What the head computes in.
+        device: Where the model computes.
+    """
+    base, tuned = project.family.base, project.family.tasks[task.name]
+    model = task_model(
+        base.config,
+        project.kind,
+        project.heads[task.name],
+        reader.tokens,
+        project.family.shapes,
+        base.trunk,
+        project.adapter,
+    )
+    model.move_buffers(device)
+    model.set_head({name: tuned.read_head(name).to(device, dtype) for name in tuned.head})
+    return model

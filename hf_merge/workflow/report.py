@@ -6,7 +6,6 @@ as the mean of the rows that were answered, which says nothing about it.
 """
 
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ class _Measurement:
         """Returns the table: the fine-tunes first, then the controls, then the front."""
         front = self._front
         chains = {task: reference_chain(self._project.components, (task,)) for task in front.tasks}
-        validation, cost = mean_score(front.individual), front.whole_models + self._beside()
+        validation, cost = mean_score(front.individual), self._project.family.individual_cost()
         individual = self._scores("individual", "individual", cost, validation, chains, None)
         points = [(name, point) for name, point in front.controls.items()]
         controls = {point.id for point in front.controls.values()}
@@ -130,12 +129,6 @@ class _Measurement:
 
     def _chains(self, point: FrontPoint) -> dict[str, Chain]:
         return {task: self._evaluator.builder.chain(point.grouping, task) for task in self._front.tasks}
-
-    def _beside(self) -> float:
-        """Returns what the fine-tunes take beside whole models: their heads, and every task's adapter."""
-        family = self._project.family
-        adapter = sum(prod(family.shapes[name]) for name in family.adapted)
-        return (family.head_parameters() + len(family.tasks) * adapter) / family.parameters
 
     def _routed_rows(self, run: Path) -> dict[str, NDArray[np.bool_]]:
         """Returns which test rows of each task the router sends to that task, [rows] bool."""

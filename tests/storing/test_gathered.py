@@ -19,7 +19,6 @@ def test_what_is_written_is_found_with_its_axis(tmp_path: Path) -> None:
         assert found is not None
         assert torch.equal(found.values, part.values) and found.axis == part.axis
     assert file.find("c.weight") is None
-    file.close()
 
 
 def test_another_origin_is_another_file(tmp_path: Path) -> None:
