@@ -150,7 +150,7 @@ class Family:
         return sum(tuned.head_parameters() for tuned in self.tasks.values())
 
     def individual_cost(self) -> float:
-        """Returns C of the fine-tunes as they are: a whole model each, or one base and all adapters; and their heads."""
+        """Returns C of the fine-tunes as they are: a whole model each, or one base and all adapters; and all heads."""
         adapter = sum(prod(self.shapes[name]) for name in self.adapted)
         beside = self.head_parameters() + len(self.tasks) * adapter
         return (1 if self.adapted else len(self.tasks)) + beside / self.parameters
