@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 
@@ -29,22 +29,38 @@ def option_scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """
     rows, options = inputs["labels"].shape[:2]
     labels = inputs["labels"].flatten(0, 1)
+    counted = labels != IGNORED
     if model.config.is_encoder_decoder:
-        logits = _decoded(model, inputs, labels, options)
+        logits = _decoded(model, inputs, labels, options)[counted]
     else:
-        labels, logits = _continued(model, inputs, labels)
-    losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return (-losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)).view(rows, options)
+        logits = _continued(model, inputs, counted)
+    losses = cross_entropy(logits.float(), labels[counted], reduction="none")
+    total = losses.new_zeros(len(labels)).index_add(0, counted.nonzero()[:, 0], losses)
+    return (-total / counted.sum(dim=1)).view(rows, options)
 
 
-def _continued(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the labels [sequences, positions] from the first that counts, and a decoder's logits for them."""
-    first = int((labels != IGNORED).any(dim=0).nonzero()[0])
-    keep = labels.shape[1] - first + 1
+def _continued(model: Any, inputs: Mapping[str, Tensor], counted: Tensor) -> Tensor:
+    """Returns a decoder's logits [tokens, words] for the tokens that are counted [sequences, positions], in order.
+
+    A row of logits is as long as the vocabulary, and all but a few positions are the prompt's: where a model's last
+    layer is a module of its own, it is given only the states that a counted token follows.
+    """
+    sequences, places = counted.nonzero(as_tuple=True)
     given = {name: inputs[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
-    # The logits of the prompt are large and nobody needs them; some models can leave them out.
-    logits: Tensor = model(**given, **_known(model, use_cache=False, logits_to_keep=keep)).logits
-    return labels[:, first:], logits[:, -keep:][:, :-1]
+
+    def pick(_head: nn.Module, states: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+        if len(states) != 1 or not isinstance(states[0], Tensor) or states[0].shape[:2] != counted.shape:
+            return None
+        return (states[0][sequences, places - 1][None],)
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(pick) if isinstance(head, nn.Module) else None
+    try:
+        logits: Tensor = model(**given, **_known(model, use_cache=False)).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits[sequences, places - 1] if logits.shape[:2] == counted.shape else logits[0]
 
 
 def _decoded(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, options: int) -> Tensor:

@@ -73,19 +73,28 @@ def test_scores_do_not_depend_on_the_other_rows_but_for_rounding(
     assert alone.dtype == together.dtype == torch.float32
 
 
-def test_a_model_that_gives_all_logits_scores_the_same(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
-    family = tiny_speakers("gpt2")
+@pytest.mark.parametrize("layout", ["gpt2", "llama"])
+def test_a_model_that_cannot_be_spared_the_prompts_logits_scores_the_same(
+    layout: str, tiny_speakers: Callable[[str], SpeakingFamily]
+) -> None:
+    family = tiny_speakers(layout)
     model: Any = load_speaker(family.kind, family.tasks["colours"].folder)
-    spared, forward = scores_of(family, 6, model), model.forward
-    seen: list[str] = []
-
-    def whole(input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
-        seen.append("all")
-        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
-
-    model.forward = whole
+    spared = scores_of(family, 6, model)
+    model.get_output_embeddings = lambda: None
     torch.testing.assert_close(scores_of(family, 6, model), spared)
-    assert seen
+
+
+@pytest.mark.parametrize("layout", ["gpt2", "llama"])
+def test_logits_are_computed_of_no_token_but_the_options(
+    layout: str, tiny_speakers: Callable[[str], SpeakingFamily]
+) -> None:
+    family = tiny_speakers(layout)
+    model: Any = load_speaker(family.kind, family.tasks["colours"].folder)
+    states: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, given, out: states.append(out[..., 0].numel()))
+    scores_of(family, 6, model)
+    counted = sum(int((batch.inputs["labels"] != IGNORED).sum()) for batch in batches_of(family, 6))
+    assert sum(states) == counted
 
 
 def test_each_prompt_is_encoded_once(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
