@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
     parser.add_argument("--rows", type=int, default=800, help="rows that each adapter is trained on")
     parser.add_argument("--validation-rows", type=int, default=64, help="rows a task that the recipe searches by")
+    parser.add_argument("--test-rows", type=int, help="rows a task that the recipe tests on; default: all")
     parser.add_argument("--evaluations", type=int, default=60, help="configurations that the recipe evaluates")
     chosen = parser.parse_args(arguments)
     set_verbosity(logging.ERROR)
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.gguf is not None and not (base / "config.json").is_file():
         unpack(chosen.gguf.resolve(), base)
     tasks = read_suite(chosen.data.resolve(), chosen.tasks)
+    if chosen.test_rows is not None:
+        tasks = [replace(task, test=first_rows(task, chosen.test_rows, cache)) for task in tasks]
     for task in tasks:
         out = cache / task.training.name
         if not (out / "adapter_model.safetensors").is_file():
@@ -91,6 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "router": {"rows_per_task": 500},
     }
     write_text(cache / "recipe.yaml", safe_dump(recipe, sort_keys=False, width=1000))
+
+
+def first_rows(task: SuiteTask, count: int, cache: Path) -> Path:
+    """Writes the first rows of a task's test split, and returns the file."""
+    file = cache / "test" / f"{task.training.name}.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(task.test).slice(0, count), file)
+    return file
 
 
 def unpack(file: Path, out: Path) -> None:
