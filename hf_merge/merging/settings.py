@@ -5,6 +5,7 @@ values and the canonical form that an expert's identity is made of: every settin
 as floats.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ Settings = Mapping[str, Setting]
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One setting of a merge method or codec: a number in a closed range, or one of several words.
+    """One setting of a merge method or codec: a number in a closed range, one of several words, or a name.
 
     Attributes:
         name: What the recipe calls it; never `name`, which names the method itself.
@@ -31,6 +32,9 @@ class Hyperparameter:
         high: The largest number allowed; None for no bound, and for words.
         choices: The words allowed; empty for a number.
         help: One sentence that says what it does.
+        pattern: The regular expression that a name must match in full, where it is a name; the default need not.
+        optional: Whether it is left out of the canonical form at its default: so is what came to a method later, so
+            that experts made before keep their names.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Hyperparameter:
     high: float | None = None
     choices: tuple[str, ...] = ()
     help: str = ""
+    pattern: str = ""
+    optional: bool = False
 
     def check(self, value: object, owner: str) -> Setting:
         """Returns `value` in canonical form: a word as it is, a number (integers too, booleans not) as a float.
@@ -48,8 +54,12 @@ class Hyperparameter:
             owner: Whose setting it is, for the message: `Merge method 'ties'`.
 
         Raises:
-            RecipeError: The value is no word of `choices`, no finite number, or outside the range.
+            RecipeError: The value is no word of `choices`, no such name, no finite number, or outside the range.
         """
+        if self.pattern:
+            if isinstance(value, str) and (value == self.default or re.fullmatch(self.pattern, value)):
+                return value
+            raise RecipeError(f"{owner}: {self.name} is {shorten(value)}, which is no such name. Leave it out.")
         if self.choices:
             if isinstance(value, str) and value in self.choices:
                 return value
@@ -94,6 +104,8 @@ def resolve(
 ) -> tuple[tuple[str, Setting], ...]:
     """Returns every setting in declared order: `given` where it says something, the default elsewhere.
 
+    Optional settings at their default are left out.
+
     Args:
         owner: Whose settings these are, for the messages: `Merge method 'ties'`.
         hyperparameters: The settings that the owner knows.
@@ -107,9 +119,14 @@ def resolve(
     if unknown is not None:
         hint = nearest(str(unknown), known) if known else " It has no settings: remove this one."
         raise RecipeError(f"{owner}: unknown setting '{unknown}'.{hint}")
-    return tuple(
-        (parameter.name, parameter.check(given.get(parameter.name, parameter.default), owner))
+    checked = (
+        (parameter, parameter.check(given.get(parameter.name, parameter.default), owner))
         for parameter in hyperparameters
+    )
+    return tuple(
+        (parameter.name, value)
+        for parameter, value in checked
+        if not (parameter.optional and value == parameter.default)
     )
 
 

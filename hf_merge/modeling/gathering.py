@@ -55,7 +55,7 @@ def squared_gradients(
     held = {base: found[1] for own, base in names.items() if (found := model.parameter(own)) is not None}
     sums = {base: torch.zeros_like(parameter) for base, parameter in held.items()}
     count = 0
-    with _differentiable(held.values()), torch.enable_grad():
+    with differentiable(held.values()), torch.enable_grad():
         for batch in batches:
             for row in range(len(batch.rows)):
                 answer = model.answers({name: value[row : row + 1] for name, value in batch.inputs.items()})[0]
@@ -142,7 +142,7 @@ def _add_squares(sums: Mapping[str, Tensor], held: Mapping[str, nn.Parameter], v
 
 
 @contextmanager
-def _differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Lets gradients reach parameters inside the block."""
     chosen = list(parameters)
     for parameter in chosen:

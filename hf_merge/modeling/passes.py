@@ -95,6 +95,11 @@ class Passes:
                 yield use
 
 
+def blocks_of(model: TaskModel, inputs: Mapping[str, Tensor]) -> tuple[nn.Module, ...]:
+    """Returns the blocks of a model, all tensors set, that run one after the other; none where none were found."""
+    return _blocks(model.module, _watch(model, inputs))
+
+
 def state_bytes(state: State) -> int:
     """Returns how many bytes the tensors of a state take."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))

@@ -2,8 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -18,6 +17,13 @@ from hf_merge.storing.families import Family
 
 
 Chain: TypeAlias = tuple[ExpertKey, ...]
+
+
+class GatheredForGroups(Protocol):
+    """What a merge method needs of the fine-tunes beside their weights."""
+
+    def of(self, members: Sequence[str]) -> Mapping[str, GatheredSource]:
+        """Returns what was gathered for a group of tasks, by task."""
 
 
 class ExpertBuilder:
@@ -40,7 +46,7 @@ class ExpertBuilder:
         codec: CodecSpec,
         *,
         limit_bytes: int,
-        gathered: Mapping[str, GatheredSource] = MappingProxyType({}),
+        gathered: GatheredForGroups | None = None,
     ) -> None:
         """Prepares a builder that keeps encoded experts up to `limit_bytes` bytes.
 
@@ -50,7 +56,7 @@ class ExpertBuilder:
             method: How groups are merged.
             codec: How experts are stored.
             limit_bytes: How many bytes of encoded experts are kept.
-            gathered: What was gathered of the fine-tunes, by task, where the method needs it.
+            gathered: Where what the method needs of the fine-tunes comes from, if it needs anything.
         """
         self._gathered = gathered
         self.family, self.components, self.method, self.codec = family, tuple(components), method, codec
@@ -90,7 +96,7 @@ class ExpertBuilder:
             return self._kept[key]
         component = self._by_name[key.component]
         expert = build_expert(
-            key, component, self.family.shapes, self.family.origin, self.family.tasks, self._gathered
+            key, component, self.family.shapes, self.family.origin, self.family.tasks, self._found(key.members)
         )
         self.built += 1
         if key.method is not None:
@@ -102,8 +108,11 @@ class ExpertBuilder:
 
     def gather(self) -> None:
         """Has what the merge method needs beside the weights gathered now, if it needs anything."""
-        for task in self._gathered:
-            self._gathered[task]
+        self._found(self.tasks)
+
+    def _found(self, members: Sequence[str]) -> Mapping[str, GatheredSource]:
+        """Returns what was gathered for a group; a group of one is not merged and needs nothing."""
+        return {} if self._gathered is None or len(members) < 2 else self._gathered.of(members)
 
     def widened(self) -> tuple[int, int]:
         """Returns how many quantisable tensors merging made wider than their sources (Eq. 6), and of how many."""

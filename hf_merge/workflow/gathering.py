@@ -1,15 +1,14 @@
-"""What a merge method needs beside the weights, gathered once from every fine-tune on rows without their labels."""
+"""What a merge method needs beside the weights, gathered once from the fine-tunes on rows without their labels."""
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from hf_merge.errors import InputError, NonFiniteWeights
 from hf_merge.merging import methods
+from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import Gathered, MethodSpec, Need
 from hf_merge.modeling.gathering import gather
 from hf_merge.recipe import TaskSpec
@@ -17,7 +16,9 @@ from hf_merge.searching.tasks import Rows
 from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting
-from hf_merge.workflow.project import Project, Reader, headed_model, load_rows
+from hf_merge.workflow.fitting import fitted, groups_within, merged_groups
+from hf_merge.workflow.project import Project, Reader, headed_model
+from hf_merge.workflow.unlabelled import origin, unlabelled_rows
 
 
 logger = logging.getLogger(__name__)
@@ -42,20 +43,16 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
     need = methods.get(method.name).needs
     if need is None:
         return {}
-    if project.family.adapted:
-        raise InputError(
-            f"Merge method '{method.name}' looks into whole fine-tunes while they run, and these tasks are adapters. "
-            "Choose a method that needs weights alone: task_arithmetic, ties."
-        )
-    paths = {
-        task.name: gathered_path(folder, task.name, _origin(project, task, method, need))
-        for task in project.recipe.tasks
-    }
+    _require_whole(project, method)
+    if need.is_joint:
+        return fitted(project, method, folder, merged_groups(project, project.family.tasks), progress=progress)
+    origins = {task.name: origin(project, task, method, need) for task in project.recipe.tasks}
+    paths = {task: gathered_path(folder, task, origins[task]) for task in origins}
     missing = [task for task in project.recipe.tasks if not paths[task.name].is_file()]
     if missing:
         with disk.naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        rows = _rows(project, missing, method)
+        rows = unlabelled_rows(project, missing, method)
         reader = Reader(project)
         with waiting(progress, f"gathering for {method.name}", sum(map(len, rows.values())), "row") as bar:
             for task in missing:
@@ -64,38 +61,53 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
     return {task: GatheredFile(path) for task, path in paths.items()}
 
 
-class GatheredOnce(Mapping[str, GatheredFile]):
-    """What a method needs of every task's fine-tune, gathered when it is first asked for."""
+class GatheredOnce:
+    """What a method needs of the fine-tunes, gathered when it is first asked for.
 
-    def __init__(self, project: Project, method: MethodSpec, folder: Path, *, progress: bool) -> None:
-        """Prepares to call `gathered` with these."""
-        self._call = partial(gathered, project, method, folder, progress=progress)
-        self._tasks = tuple(project.family.tasks) if methods.get(method.name).needs is not None else ()
-        self._found: dict[str, GatheredFile] | None = None
+    What depends on one fine-tune alone is gathered once. Coefficients are fitted for each group that asks, with all of
+    its tasks merged everywhere; or, `within` a configuration, once for all of its groups together.
+    """
 
-    def __getitem__(self, task: str) -> GatheredFile:
-        if task not in self._tasks:
-            raise KeyError(task)
-        if self._found is None:
-            self._found = self._call()
-        return self._found[task]
+    def __init__(
+        self,
+        project: Project,
+        method: MethodSpec,
+        folder: Path,
+        *,
+        within: Grouping | None = None,
+        progress: bool,
+    ) -> None:
+        """Prepares to gather for a method, into `folder`."""
+        self._project, self._method, self._folder = project, method, folder
+        self._within, self._progress = within, progress
+        self._need = methods.get(method.name).needs
+        self._found: dict[tuple[str, ...], Mapping[str, GatheredFile]] = {}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
+    def of(self, members: Sequence[str]) -> Mapping[str, GatheredFile]:
+        """Returns what was gathered for a group of tasks, by task."""
+        if self._need is None or len(members) < 2:
+            return {}
+        apart = self._need.is_joint and self._within is None
+        key = tuple(members) if apart else tuple(self._project.family.tasks)
+        if key not in self._found:
+            self._found[key] = self._gathered(key)
+        return self._found[key]
 
-    def __len__(self) -> int:
-        return len(self._tasks)
+    def _gathered(self, tasks: tuple[str, ...]) -> Mapping[str, GatheredFile]:
+        project, method, folder = self._project, self._method, self._folder
+        if self._need is None or not self._need.is_joint:
+            return gathered(project, method, folder, progress=self._progress)
+        _require_whole(project, method)
+        groups = merged_groups(project, tasks) if self._within is None else groups_within(project, self._within)
+        return fitted(project, method, folder, groups, progress=self._progress)
 
 
-def _rows(project: Project, tasks: Sequence[TaskSpec], method: MethodSpec) -> dict[str, Rows]:
-    """Returns the rows to gather from, by task."""
-    wanted = int(method.mapping["rows"])
-    heads = {task.name: project.heads[task.name] for task in tasks}
-    rows = {task: data.router.first(wanted) for task, data in load_rows(project.recipe, heads).items()}
-    for task, part in rows.items():
-        if len(part) < wanted:
-            logger.warning("Task '%s': '%s' asks for %d rows, and %d are there.", task, method.name, wanted, len(part))
-    return rows
+def _require_whole(project: Project, method: MethodSpec) -> None:
+    if project.family.adapted:
+        raise InputError(
+            f"Merge method '{method.name}' looks into whole fine-tunes while they run, and these tasks are adapters. "
+            "Choose a method that needs weights alone: task_arithmetic, ties."
+        )
 
 
 def _gather(
@@ -118,15 +130,3 @@ def _gather(
     if without and need is Need.SQUARED_GRADIENTS:
         logger.warning("Task '%s': %d tensors are run fused, or are buffers; they are averaged.", task.name, without)
     return found
-
-
-def _origin(project: Project, task: TaskSpec, method: MethodSpec, need: Need) -> dict[str, str]:
-    """Returns everything that decides what is gathered of a task."""
-    search = project.recipe.search
-    return {
-        "need": need.value,
-        "rows": str(int(method.mapping["rows"])),
-        "weights": project.family.tasks[task.name].source.digest(),
-        "data": json.dumps(task.data.model_dump(mode="json"), sort_keys=True),
-        "drawn": f"{search.seed}/{search.validation_rows}/{project.recipe.router.rows_per_task}/{search.max_length}",
-    }

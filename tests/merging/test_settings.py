@@ -152,10 +152,25 @@ def test_every_declared_hyperparameter_is_sound(registry: dict[str, methods.Merg
         for parameter in entry.hyperparameters:
             assert parameter.check(parameter.default, "X") == parameter.default
             assert parameter.help.endswith(".")
-            assert bool(parameter.choices) == (parameter.low is None and parameter.high is None)
+            assert bool(parameter.choices or parameter.pattern) == (parameter.low is None and parameter.high is None)
         assert entry.summary.endswith(".")
 
 
 def test_importing_the_registries_loads_no_torch() -> None:
     script = "import sys, hf_merge.merging.methods, hf_merge.merging.codecs; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+NAMED = Hyperparameter("within", "", pattern=r"c\d+", optional=True, help="A name.")
+
+
+def test_an_optional_setting_is_left_out_at_its_default_and_kept_otherwise() -> None:
+    known = (Hyperparameter("scale", 0.4, low=0.0, high=1.0), NAMED)
+    assert resolve("X", known, {}) == resolve("X", known, {"within": ""}) == (("scale", 0.4),)
+    assert resolve("X", known, {"within": "c12"}) == (("scale", 0.4), ("within", "c12"))
+
+
+@pytest.mark.parametrize("value", ["c", "c12x", "../c12", 3, None, True])
+def test_a_name_that_does_not_fit_is_refused(value: object) -> None:
+    with pytest.raises(RecipeError, match="X: within is .*no such name"):
+        resolve("X", (NAMED,), {"within": value})

@@ -44,10 +44,22 @@ class Need(Enum):
     Attributes:
         SQUARED_GRADIENTS: The diagonal of the Fisher information, shaped like the weights.
         INPUT_PRODUCTS: For the matrix of a linear layer, the mean of the outer products of its inputs [in, in].
+        CONFIDENT_COEFFICIENTS: What the task vector's tensor is multiplied by, [1], fitted so that the merged model
+            answers with little entropy; see `hf_merge/modeling/fitting.py`.
+        ALIGNED_COEFFICIENTS: The same, [1], fitted so that the merged model answers as the fine-tunes do.
+        ALIGNED_CHUNKS: The same, one for each chunk of the tensor, [chunks].
     """
 
     SQUARED_GRADIENTS = "squared_gradients"
     INPUT_PRODUCTS = "input_products"
+    CONFIDENT_COEFFICIENTS = "confident_coefficients"
+    ALIGNED_COEFFICIENTS = "aligned_coefficients"
+    ALIGNED_CHUNKS = "aligned_chunks"
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it depends on the other members of the group, and not on one fine-tune alone."""
+        return self in (Need.CONFIDENT_COEFFICIENTS, Need.ALIGNED_COEFFICIENTS, Need.ALIGNED_CHUNKS)
 
 
 @dataclass(frozen=True, eq=False)

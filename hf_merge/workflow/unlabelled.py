@@ -1,0 +1,42 @@
+"""Rows without their labels, for merge methods that look into fine-tunes while they run."""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from hf_merge.merging.methods import MethodSpec, Need
+from hf_merge.recipe import TaskSpec
+from hf_merge.searching.tasks import Rows
+from hf_merge.workflow.project import Project, load_rows
+
+
+logger = logging.getLogger(__name__)
+
+
+def unlabelled_rows(project: Project, tasks: Sequence[TaskSpec], method: MethodSpec) -> dict[str, Rows]:
+    """Returns the rows that a method looks at, by task; fewer than it asks for are warned of.
+
+    They are the first of those that train the router: none of them is a row that selects or that is reported.
+
+    Raises:
+        DatasetError: A task's data lack what they need.
+    """
+    wanted = int(method.mapping["rows"])
+    heads = {task.name: project.heads[task.name] for task in tasks}
+    rows = {task: data.router.first(wanted) for task, data in load_rows(project.recipe, heads).items()}
+    for task, part in rows.items():
+        if len(part) < wanted:
+            logger.warning("Task '%s': '%s' asks for %d rows, and %d are there.", task, method.name, wanted, len(part))
+    return rows
+
+
+def origin(project: Project, task: TaskSpec, method: MethodSpec, need: Need) -> dict[str, str]:
+    """Returns everything that decides what is gathered of a task."""
+    search = project.recipe.search
+    return {
+        "need": need.value,
+        "rows": str(int(method.mapping["rows"])),
+        "weights": project.family.tasks[task.name].source.digest(),
+        "data": json.dumps(task.data.model_dump(mode="json"), sort_keys=True),
+        "drawn": f"{search.seed}/{search.validation_rows}/{project.recipe.router.rows_per_task}/{search.max_length}",
+    }

@@ -1,0 +1,116 @@
+"""Coefficients fitted for groups: kept, written into merges, and asked for group by group in a search."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_merge.errors import InputError, RecipeError
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.recipe import Recipe
+from hf_merge.workflow.build import build
+from hf_merge.workflow.fitting import groups_within, merged_groups
+from hf_merge.workflow.gathering import GatheredOnce
+from hf_merge.workflow.merge import merge
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_run
+from hf_merge.workflow.search import search
+from tests.tiny_models import TinyFamily
+from tests.workflow.test_build import require_the_logits_of_the_search
+
+
+Families = Callable[[str], TinyFamily]
+FEW = {
+    "adamerging": {"rows": 6.0, "steps": 4.0, "rate": 0.05, "batch": 3.0},
+    "expert_merging": {"rows": 3.0},
+    "expert_merging_plus": {"rows": 3.0, "budget": 2.0},
+}
+WEIGHT = "encoder.layer.1.intermediate.dense.weight"
+
+
+@pytest.mark.parametrize("method", FEW)
+def test_a_merge_is_the_base_plus_the_task_vectors_times_what_was_kept(
+    tiny_family: Families, tmp_path: Path, method: str
+) -> None:
+    family = tiny_family("bert")
+    recipe, kept = Recipe.parse(family.recipe(), "test"), tmp_path / "kept"
+    merge(recipe, tmp_path / "out", method=method, settings=FEW[method], gathered=kept, progress=False)
+    base = load_file(family.base / "model.safetensors")[WEIGHT].double().reshape(-1)
+    expected = base.clone()
+    moved = []
+    for name, task in family.tasks.items():
+        coefficients = load_file(next(kept.glob(f"{name}-*.safetensors")))[f"1/{WEIGHT}"].double()
+        vector = load_file(task.folder / "model.safetensors")[f"bert.{WEIGHT}"].double().reshape(-1) - base
+        size = -(-len(vector) // len(coefficients))
+        expected += coefficients.repeat_interleave(size)[: len(vector)] * vector
+        moved += coefficients.tolist()
+    found = load_file(tmp_path / "out" / "model.safetensors")[WEIGHT].double().reshape(-1)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    start = MethodSpec.resolve(method).mapping["scale"]
+    assert max(abs(value - float(start)) for value in moved) > 1e-3
+
+
+def test_what_was_fitted_is_not_fitted_again(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, kept = Recipe.parse(tiny_family("distilbert").recipe(), "test"), tmp_path / "kept"
+    for name in "ab":
+        settings = FEW["expert_merging"]
+        merge(recipe, tmp_path / name, method="expert_merging", settings=settings, gathered=kept, progress=False)
+        times = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert times == {path: path.stat().st_mtime_ns for path in kept.iterdir()} and len(times) == 3
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    merge(recipe, tmp_path / "c", method="expert_merging", settings={"rows": 4.0}, gathered=kept, progress=False)
+    assert len(list(kept.iterdir())) == 6
+
+
+def test_every_group_has_coefficients_of_its_own(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, spec = Recipe.parse(tiny_family("bert").recipe(), "test"), MethodSpec.resolve("expert_merging", {"rows": 3})
+    with open_project(recipe) as project:
+        one, two, three = tasks = tuple(project.family.tasks)
+        known = GatheredOnce(project, spec, tmp_path, progress=False)
+        pair, all_of_them = known.of((one, two)), known.of(tasks)
+        assert set(pair) == {one, two} and set(all_of_them) == {one, two, three}
+        first, second = pair[one].find(WEIGHT), all_of_them[one].find(WEIGHT)
+        assert first is not None and second is not None and not torch.equal(first.values, second.values)
+        assert known.of((one,)) == {}
+        grouping = project.space().all_separate().grouping
+        apart = groups_within(project, (tuple([0, 0, 1]), *grouping[1:]))
+        assert list(apart.values())[0] == [(one, two), (three,)]
+        assert merged_groups(project, tasks)["mlp"] == (tasks,)
+
+
+def test_coefficients_within_a_configuration_are_fitted_for_all_its_groups_together(
+    tiny_family: Families, tmp_path: Path
+) -> None:
+    recipe, spec = Recipe.parse(tiny_family("bert").recipe(), "test"), MethodSpec.resolve("expert_merging", {"rows": 3})
+    with open_project(recipe) as project:
+        one, two, three = project.family.tasks
+        grouping = tuple((0, 0, 1) for _ in project.components)
+        known = GatheredOnce(project, spec, tmp_path, within=grouping, progress=False)
+        found = known.of((one, two))
+        assert found is known.of((one, three)) and len(list(tmp_path.iterdir())) == 3
+        assert found[one].find(WEIGHT) is not None and found[three].find(WEIGHT) is None
+
+
+def test_a_search_may_merge_its_groups_so(tiny_family: Families, tmp_path: Path) -> None:
+    merging = {"methods": [{"name": "expert_merging", "rows": 2}]}
+    few = {"population": 4, "evaluations": 5, "validation_rows": 8}
+    recipe = Recipe.parse(tiny_family("distilbert").recipe(merge=merging, search=few), "test")
+    search(recipe, tmp_path / "run", progress=False)
+    assert list((tmp_path / "run" / GATHERED_FOLDER).iterdir())
+    front, _ = read_run(tmp_path / "run")
+    build(tmp_path / "run", progress=False)
+    require_the_logits_of_the_search(recipe, front.points, tmp_path / "run")
+
+
+def test_settings_out_of_range_say_so(tiny_family: Families, tmp_path: Path) -> None:
+    recipe = Recipe.parse(tiny_family("bert").recipe(), "test")
+    with pytest.raises(RecipeError, match=r"'expert_merging': scale is 1.0; it must be a number in \[0.01, 0.99\]"):
+        merge(recipe, tmp_path / "out", method="expert_merging", settings={"scale": 1.0}, progress=False)
+
+
+def test_adapters_are_refused_with_a_reason(tiny_adapters: Callable[[str, str], TinyFamily], tmp_path: Path) -> None:
+    recipe = Recipe.parse(tiny_adapters("bert", "lora").recipe(merge={"methods": ["expert_merging"]}), "test")
+    with pytest.raises(InputError, match="looks into whole fine-tunes while they run, and these tasks are adapters"):
+        search(recipe, tmp_path / "run", progress=False)
