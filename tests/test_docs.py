@@ -18,9 +18,9 @@ from pydantic import BaseModel
 
 from hf_merge.cli import app
 from hf_merge.recipe import Recipe
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.search import Measured
-from hf_merge.searching.space import Configuration
 from hf_merge.storing import chains, front
 from hf_merge.storing.chain_entries import ROUTER_FILE, SETTINGS_FILES, TOKENIZER_FILES
 from hf_merge.storing.durable import Journal

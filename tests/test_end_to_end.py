@@ -15,6 +15,7 @@ import torch
 
 from hf_merge import MergeModel, Recipe, build, report, search
 from hf_merge.merging.experts import build_expert
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.storing.front import Front
 from hf_merge.storing.library import Member
@@ -112,7 +113,7 @@ def test_every_stored_expert_is_what_merging_and_encoding_give(finished: Finishe
             member = Member(folder)
             point = finished.front.point(member.chain_map.id)
             assert point is not None
-            for key in builder.keys(point.grouping):
+            for key in builder.keys(Configuration(point.grouping)):
                 again = build_expert(
                     key, components[key.component], project.family.shapes, project.family.base, project.family.tasks
                 )
@@ -132,7 +133,7 @@ def test_a_loaded_model_gives_bit_for_bit_what_the_search_saw(finished: Finished
         runs = task_runs(project, rows, Reader(project))
         evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
         for task, run in runs.items():
-            seen = evaluator.logits(task, evaluator.builder.chain(point.grouping, task))
+            seen = evaluator.logits(task, evaluator.builder.chain(Configuration(point.grouping), task))
             for batch in run.batches:
                 output = model(task=task, **batch.inputs)
                 assert torch.equal(output.logits[:, : seen.shape[1]], seen[torch.from_numpy(batch.rows)])

@@ -28,9 +28,10 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import Head, TaskModel
 from hf_merge.modeling.inputs import load_tokenizer, text_batches
 from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.running import TaskRun
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.space import SearchSpace
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family, align
 
@@ -82,7 +83,7 @@ def measure(family: Family, runs: dict[str, TaskRun], count: int) -> dict[str, A
     """Returns the seconds of evaluations and of bare passes, measured in turn, and their ratio."""
     components = decompose(family.shapes, "type")
     method, codec = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve("int8")
-    builder = ExpertBuilder(family, components, method, codec, limit_bytes=2 * family.parameters)
+    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=2 * family.parameters)
     evaluator = Evaluator(builder, runs)
     space = SearchSpace(tuple(component.name for component in components), tuple(family.tasks))
     bare = bare_pass_seconds(family, runs)  # the first pass warms up
@@ -90,7 +91,7 @@ def measure(family: Family, runs: dict[str, TaskRun], count: int) -> dict[str, A
     entries: list[dict[str, Any]] = []
     for configuration in configurations(space, count):
         built, forwards, start = builder.built, evaluator.forwards, time.process_time()
-        evaluator.evaluate(configuration.grouping)
+        evaluator.evaluate(Configuration(configuration.grouping))
         seconds, last = time.process_time() - start, bare
         bare = bare_pass_seconds(family, runs)
         # A chain met before is not run again, so its pass is counted on neither side.

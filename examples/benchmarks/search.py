@@ -46,6 +46,7 @@ from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.inputs import Batch, load_tokenizer, restore
 from hf_merge.recipe import Recipe
 from hf_merge.searching.building import reference_chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator, mean_score, predictions
 from hf_merge.searching.metrics import score
 from hf_merge.searching.pareto import Reference
@@ -205,7 +206,7 @@ class Loops:
         grouping: Grouping,
         experts: dict[ExpertKey, dict[str, torch.Tensor]],
     ) -> float:
-        for key in self._keys.chain(grouping, run.name):
+        for key in self._keys.chain(Configuration(grouping), run.name):
             if key not in experts:
                 experts[key] = self._built(key)
             run.model.set_backbone(experts[key], self._project.family.base.trunk)
@@ -290,7 +291,7 @@ def by_parts(recipe: Recipe, chosen: argparse.Namespace) -> dict[str, Any]:
         geometry = measure(components, family.shapes, family.base, family.tasks)
         grams = [geometry.grams[component.name] for component in components]
         pretrained = {task: evaluator.score(task, reference_chain(components, ())) for task in runs}
-        box = Reference.from_extremes(evaluator.cost(space.all_separate().grouping), mean_score(pretrained))
+        box = Reference.from_extremes(evaluator.cost(space.all_separate()), mean_score(pretrained))
         for name in chosen.only or PARTS:
             part = PARTS[name]
             for seed in range(chosen.seeds):

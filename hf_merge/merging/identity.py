@@ -14,15 +14,21 @@ def configuration_id(
     components: Sequence[Component],
     tasks: Sequence[str],
     grouping: Grouping,
-    method: MethodSpec,
+    method: MethodSpec | Sequence[MethodSpec],
     codec: CodecSpec,
     cost: float,
 ) -> str:
     """Returns a configuration's id: `c0359-2f9a1c` for C = 0.359.
 
-    The digits after the dash come from everything that determines it: tasks, grouping, method and codec.
+    The digits after the dash come from everything that determines it: tasks, grouping, method (one for all components,
+    or one for each) and codec.
     """
-    columns = dict(zip((component.name for component in components), map(list, grouping), strict=True))
-    identity = {"tasks": list(tasks), "grouping": columns, "method": method.as_json(), "codec": codec.as_json()}
+    names = [component.name for component in components]
+    columns = dict(zip(names, map(list, grouping), strict=True))
+    identity = {"tasks": list(tasks), "grouping": columns, "codec": codec.as_json()}
+    if isinstance(method, MethodSpec):
+        identity["method"] = method.as_json()
+    else:
+        identity["methods"] = {name: spec.as_json() for name, spec in zip(names, method, strict=True)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"c{round(cost * 1000):04d}-{digest[:6]}"

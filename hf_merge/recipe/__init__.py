@@ -33,7 +33,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "imagined_generations": 15,
         "initial": "ladder",
     },
+    "automerge": {
+        "grouping": "merged",
+        "evaluations": 200,
+        "surrogate": "random_forest_per_task",
+        "screening": "hypervolume",
+        "imagined_generations": 15,
+    },
 }
+MAX_METHODS = 64
+# What AutoMerge chooses among for each component where a recipe names no methods: the techniques of its study, with a
+# ladder of their hyperparameters (arXiv 2601.22748; its search draws them from ranges).
+AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
+    "average",
+    *({"name": "task_arithmetic", "scale": scale} for scale in (0.2, 0.4, 0.6, 0.8, 1.0)),
+    *({"name": "ties", "density": density, "scale": scale} for density in (0.2, 0.5) for scale in (0.6, 1.0, 1.5)),
+    *({"name": "dare", "density": density, "scale": scale} for density in (0.3, 0.7) for scale in (0.4, 0.8)),
+    *({"name": "dare", "density": density, "combine": "ties", "scale": 1.0} for density in (0.3, 0.7)),
+    "breadcrumbs",
+    {"name": "tsv", "scale": 1.0},
+)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
@@ -98,7 +117,8 @@ class TaskSpec(Section):
 class MergeSpec(Section):
     """How components are cut, how a group is merged, and how an expert is stored.
 
-    A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`.
+    A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`. Of
+    several methods the search chooses one for each component.
     """
 
     methods: tuple[str | dict[str, Any], ...] = ("task_arithmetic",)
@@ -108,22 +128,32 @@ class MergeSpec(Section):
 
     @field_validator("methods", "codecs")
     @classmethod
-    def _exactly_one(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
-        if len(value) != 1:
-            raise ValueError(f"{len(value)} entries given; preset 'paper' searches with exactly one: keep one")
-        if isinstance(value[0], dict) and not isinstance(value[0].get("name"), str):
-            raise ValueError(f"{value[0]!r} has no 'name': write {{name: ties, density: 0.2}}")
+    def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+        if not 1 <= len(value) <= MAX_METHODS:
+            raise ValueError(f"{len(value)} entries given; give 1 to {MAX_METHODS}")
+        for entry in value:
+            if isinstance(entry, dict) and not isinstance(entry.get("name"), str):
+                raise ValueError(f"{entry!r} has no 'name': write {{name: ties, density: 0.2}}")
+        return value
+
+    @field_validator("codecs")
+    @classmethod
+    def _one_codec(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
+        if len(value) > 1:
+            raise ValueError(f"{len(value)} entries given; one codec stores all experts: keep one")
         return value
 
 
 class SearchSpec(Section):
-    """How the Pareto front is searched; the defaults are preset `paper`, and `fast` changes those of `PRESETS`.
+    """How the Pareto front is searched; the defaults are preset `paper`, and others change those of `PRESETS`.
 
     `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist
-    as baselines.
+    as baselines. `grouping: merged` keeps all tasks in one group everywhere, so that the methods alone are searched.
+    `deviation` has tasks count more in P whose score is far from the mean, at most `1 + deviation` times (AutoMerge).
     """
 
-    preset: Literal["paper", "fast"] = "paper"
+    preset: Literal["paper", "fast", "automerge"] = "paper"
+    grouping: Literal["free", "merged"] = "free"
     population: int = Field(default=20, ge=4, le=1000)
     evaluations: int = Field(default=300, ge=1)
     offspring: int = Field(default=100, ge=4, le=10_000)
@@ -135,6 +165,7 @@ class SearchSpec(Section):
     screening: Literal["front", "hypervolume"] = "front"
     imagined_generations: int = Field(default=0, ge=0, le=1000)
     initial: Literal["kmeans", "ladder", "random"] = "kmeans"
+    deviation: float = Field(default=0.0, ge=0, le=100)
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
     @model_validator(mode="before")
@@ -174,6 +205,16 @@ class Recipe(Section):
     merge: MergeSpec = MergeSpec()
     search: SearchSpec = SearchSpec()
     router: RouterSpec = RouterSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_of_automerge(cls, given: object) -> object:
+        if not isinstance(given, dict) or not isinstance(given.get("search"), dict):
+            return given
+        merge = given.get("merge", {})
+        if given["search"].get("preset") == "automerge" and isinstance(merge, dict) and "methods" not in merge:
+            return {**given, "merge": {**merge, "methods": AUTOMERGE_METHODS}}
+        return given
 
     @field_validator("tasks")
     @classmethod

@@ -11,8 +11,9 @@ from hf_merge.merging.components import Component
 from hf_merge.merging.cost import normalised, stored_parameters
 from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
 from hf_merge.merging.group_reader import GatheredSource
-from hf_merge.merging.grouping import Grouping, groups, members_of
+from hf_merge.merging.grouping import groups, members_of
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.searching.configuration import Configuration
 from hf_merge.storing.families import Family
 
 
@@ -20,10 +21,10 @@ Chain: TypeAlias = tuple[ExpertKey, ...]
 
 
 class GatheredForGroups(Protocol):
-    """What a merge method needs of the fine-tunes beside their weights."""
+    """What merge methods need of the fine-tunes beside their weights."""
 
-    def of(self, members: Sequence[str]) -> Mapping[str, GatheredSource]:
-        """Returns what was gathered for a group of tasks, by task."""
+    def of(self, method: MethodSpec, members: Sequence[str]) -> Mapping[str, GatheredSource]:
+        """Returns what was gathered for a method and a group of tasks, by task."""
 
 
 class ExpertBuilder:
@@ -32,7 +33,7 @@ class ExpertBuilder:
     Attributes:
         family: The aligned base and fine-tunes.
         components: The partition of the backbone.
-        method: How groups are merged.
+        methods: How groups are merged; a configuration may choose among them.
         codec: How experts are stored.
         tasks: The tasks' names, in the order of partitions.
         built: How many experts were really built.
@@ -42,7 +43,7 @@ class ExpertBuilder:
         self,
         family: Family,
         components: Sequence[Component],
-        method: MethodSpec,
+        methods: Sequence[MethodSpec],
         codec: CodecSpec,
         *,
         limit_bytes: int,
@@ -53,13 +54,14 @@ class ExpertBuilder:
         Args:
             family: The aligned base and fine-tunes.
             components: The partition of the backbone.
-            method: How groups are merged.
+            methods: How groups are merged; a configuration may choose among them, and takes the first where it
+                does not.
             codec: How experts are stored.
             limit_bytes: How many bytes of encoded experts are kept.
             gathered: Where what the method needs of the fine-tunes comes from, if it needs anything.
         """
         self._gathered = gathered
-        self.family, self.components, self.method, self.codec = family, tuple(components), method, codec
+        self.family, self.components, self.methods, self.codec = family, tuple(components), tuple(methods), codec
         self.tasks = tuple(family.tasks)
         self.built = 0
         self._by_name = {component.name: component for component in components}
@@ -69,19 +71,19 @@ class ExpertBuilder:
         self._ranges: dict[str, tuple[int, int]] = {}
         self._remembered: dict[str, float] = {}
 
-    def chain(self, grouping: Grouping, task: str) -> Chain:
+    def chain(self, configuration: Configuration, task: str) -> Chain:
         """Returns a task's chain: one expert identity per component."""
-        index = self.tasks.index(task)
+        number = self.tasks.index(task)
         return tuple(
-            self._key(component, members_of(partition, index))
-            for component, partition in zip(self.components, grouping, strict=True)
+            self._key(index, members_of(partition, number), configuration)
+            for index, partition in enumerate(configuration.grouping)
         )
 
-    def keys(self, grouping: Grouping) -> tuple[ExpertKey, ...]:
+    def keys(self, configuration: Configuration) -> tuple[ExpertKey, ...]:
         """Returns the identities of the distinct experts of a configuration, component by component."""
         return tuple(
-            self._key(component, members)
-            for component, partition in zip(self.components, grouping, strict=True)
+            self._key(index, members, configuration)
+            for index, partition in enumerate(configuration.grouping)
             for members in groups(partition)
         )
 
@@ -96,7 +98,12 @@ class ExpertBuilder:
             return self._kept[key]
         component = self._by_name[key.component]
         expert = build_expert(
-            key, component, self.family.shapes, self.family.origin, self.family.tasks, self._found(key.members)
+            key,
+            component,
+            self.family.shapes,
+            self.family.origin,
+            self.family.tasks,
+            self._found(key.method, key.members),
         )
         self.built += 1
         if key.method is not None:
@@ -107,25 +114,28 @@ class ExpertBuilder:
         return expert
 
     def gather(self) -> None:
-        """Has what the merge method needs beside the weights gathered now, if it needs anything."""
-        self._found(self.tasks)
+        """Has what the merge methods need beside the weights gathered now, if they need anything."""
+        for method in self.methods:
+            self._found(method, self.tasks)
 
-    def _found(self, members: Sequence[str]) -> Mapping[str, GatheredSource]:
+    def _found(self, method: MethodSpec | None, members: Sequence[str]) -> Mapping[str, GatheredSource]:
         """Returns what was gathered for a group; a group of one is not merged and needs nothing."""
-        return {} if self._gathered is None or len(members) < 2 else self._gathered.of(members)
+        if self._gathered is None or method is None or len(members) < 2:
+            return {}
+        return self._gathered.of(method, members)
 
     def widened(self) -> tuple[int, int]:
         """Returns how many quantisable tensors merging made wider than their sources (Eq. 6), and of how many."""
         return sum(wider for wider, _ in self._ranges.values()), sum(count for _, count in self._ranges.values())
 
-    def cost(self, grouping: Grouping) -> float:
+    def cost(self, configuration: Configuration) -> float:
         """Returns C: exact for experts built before, and as if every tensor passes the criterion for the others."""
-        stored = sum(self._parameters(key) for key in self.keys(grouping))
+        stored = sum(self._parameters(key) for key in self.keys(configuration))
         return normalised(stored + self.family.head_parameters(), self.family.parameters)
 
-    def measured(self, grouping: Grouping) -> dict[str, float]:
+    def measured(self, configuration: Configuration) -> dict[str, float]:
         """Returns what the built experts of a configuration take, in full-precision parameters, by expert id."""
-        return {key.id: self._measured[key.id] for key in self.keys(grouping) if key.id in self._measured}
+        return {key.id: self._measured[key.id] for key in self.keys(configuration) if key.id in self._measured}
 
     def measured_in(self, chain: Chain) -> dict[str, float]:
         """Returns what the built experts of a chain take, in full-precision parameters, by expert id."""
@@ -135,22 +145,23 @@ class ExpertBuilder:
         """Takes what experts took in an earlier run of the same recipe; it counts once `recall` asks for it."""
         self._remembered |= measured
 
-    def recall(self, grouping: Grouping) -> None:
+    def recall(self, configuration: Configuration) -> None:
         """Counts the experts of a configuration as built where an earlier run built them.
 
         Not sooner: a run that is repeated must know of every expert exactly when the first one did, or it would choose
         other candidates.
         """
-        known = {key.id: self._remembered[key.id] for key in self.keys(grouping) if key.id in self._remembered}
+        known = {key.id: self._remembered[key.id] for key in self.keys(configuration) if key.id in self._remembered}
         self._measured = known | self._measured
 
     def decoded(self, key: ExpertKey) -> dict[str, Tensor]:
         """Returns an expert's weights as float32 by tensor name: what is stored, as every reader decodes it."""
         return decode_expert(key.codec, self._by_name[key.component].tensors, self.expert(key).tensors)
 
-    def _key(self, component: Component, members: Sequence[int]) -> ExpertKey:
-        names = [] if component.shared else [self.tasks[index] for index in members]
-        return expert_key(component.name, names, self.method, self.codec)
+    def _key(self, index: int, members: Sequence[int], configuration: Configuration) -> ExpertKey:
+        component = self.components[index]
+        names = [] if component.shared else [self.tasks[number] for number in members]
+        return expert_key(component.name, names, self.methods[configuration.method(index)], self.codec)
 
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_merge.merging.grouping import Grouping
 from hf_merge.modeling.assembly import CPU
 from hf_merge.searching.building import Chain, ExpertBuilder
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.metrics import score
 from hf_merge.searching.running import ChainRunner, Reuse, TaskRun
 from hf_merge.searching.states import StateCache
@@ -31,16 +31,18 @@ class Evaluation:
         scores: The metric of every task.
         cost: C, exact: tensors that failed the range criterion count in full.
         reuse: The work it took; no part of the result.
+        deviation: How much more tasks count in P that are far from the mean; 0 is the plain mean.
     """
 
     scores: Mapping[str, float]
     cost: float
     reuse: Reuse = field(default=Reuse(), compare=False)
+    deviation: float = 0.0
 
     @property
     def performance(self) -> float:
-        """P: the plain mean of the tasks' metrics."""
-        return mean_score(self.scores)
+        """P: the mean of the tasks' metrics."""
+        return weighted_score(self.scores, self.deviation)
 
 
 @dataclass(eq=False)
@@ -52,6 +54,7 @@ class Evaluator:
         runs: The tasks, by name.
         dtype: What the model computes in.
         states: Hidden states at block boundaries; none are kept by default.
+        deviation: How much more tasks count in P that are far from the mean.
         forwards: How many (task, chain) pairs were really run and scored.
         reuse: All work so far; whatever runs blocks adds them here.
     """
@@ -60,6 +63,7 @@ class Evaluator:
     runs: Mapping[str, TaskRun]
     dtype: torch.dtype = torch.float32
     states: StateCache = field(default_factory=lambda: StateCache(0))
+    deviation: float = 0.0
     forwards: int = 0
     reuse: Reuse = field(default_factory=Reuse)
     _scores: dict[tuple[str, Chain], float] = field(default_factory=dict)
@@ -77,22 +81,22 @@ class Evaluator:
         """How many configurations are prepared together."""
         return 1
 
-    def prepare(self, groupings: Sequence[Grouping]) -> None:
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
         """Does nothing: `evaluate` runs what it needs."""
 
-    def evaluate(self, grouping: Grouping) -> Evaluation:
+    def evaluate(self, configuration: Configuration) -> Evaluation:
         """Returns the scores and the exact cost of a configuration."""
         before = self.reuse
-        chains = {task: self.builder.chain(grouping, task) for task in self.runs}
+        chains = {task: self.builder.chain(configuration, task) for task in self.runs}
         in_order = sorted(self.runs, key=lambda task: [key.id for key in chains[task]])
         scores = {task: self.score(task, chains[task]) for task in in_order}
-        self.builder.recall(grouping)
+        self.builder.recall(configuration)
         in_recipe = {task: scores[task] for task in self.runs}
-        return Evaluation(in_recipe, self.builder.cost(grouping), self.reuse - before)
+        return Evaluation(in_recipe, self.builder.cost(configuration), self.reuse - before, self.deviation)
 
-    def cost(self, grouping: Grouping) -> float:
+    def cost(self, configuration: Configuration) -> float:
         """Returns C of a configuration that need not be evaluated yet; see `ExpertBuilder.cost`."""
-        return self.builder.cost(grouping)
+        return self.builder.cost(configuration)
 
     def score(self, task: str, chain: Chain) -> float:
         """Returns a task's metric under a chain, run now unless this pair was run before."""
@@ -123,6 +127,22 @@ class Evaluator:
 def mean_score(scores: Mapping[str, float]) -> float:
     """Returns P: the plain mean of the tasks' metrics (Eq. 7)."""
     return sum(scores.values()) / len(scores)
+
+
+def weighted_score(scores: Mapping[str, float], deviation: float) -> float:
+    """Returns the mean of the tasks' metrics, those far from the plain mean counting more.
+
+    A task's weight is 1 + deviation * |s - mean| / max |s - mean|, so that outliers, good or bad, count up to
+    `1 + deviation` times; with 0 it is the plain mean.
+
+    Source: AutoMerge, arXiv 2601.22748, and its authors' program, where deviation is 1.
+    """
+    mean = mean_score(scores)
+    farthest = max(abs(value - mean) for value in scores.values())
+    if not deviation or not farthest:
+        return mean
+    weights = [1 + deviation * abs(value - mean) / farthest for value in scores.values()]
+    return sum(weight * value for weight, value in zip(weights, scores.values(), strict=True)) / sum(weights)
 
 
 def predictions(logits: Tensor) -> NDArray[np.generic]:

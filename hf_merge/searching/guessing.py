@@ -6,7 +6,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.surrogate import Surrogate
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_merge.merging.grouping import canonical
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.space import SearchSpace
 
 
 def ladder(space: SearchSpace, grams: Sequence[NDArray[np.float64]], size: int) -> list[Configuration]:

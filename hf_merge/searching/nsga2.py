@@ -16,7 +16,8 @@ from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
 
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.space import SearchSpace
 
 
 class Nsga2:
@@ -52,7 +53,7 @@ class Nsga2:
         self.seen: set[Configuration] = set()
         self._space = space
         self._initial = list(dict.fromkeys(initial))
-        self._problem = Problem(n_var=len(space.components) * len(space.tasks), n_obj=2)
+        self._problem = Problem(n_var=space.genes, n_obj=2)
         self._algorithm = NSGA2(
             pop_size=population,
             n_offsprings=offspring,
@@ -122,7 +123,7 @@ class _ColumnCrossover(Crossover):  # type: ignore[misc]
     def _do(
         self, problem: Problem, parents: NDArray[np.int64], *, random_state: np.random.Generator, **_: Any
     ) -> NDArray[np.int64]:
-        """Returns the children `[2, matings, components * tasks]` of parents of the same shape."""
+        """Returns the children `[2, matings, genes]` of parents of the same shape."""
         children = np.empty_like(parents)
         for mating in range(parents.shape[1]):
             first, second = (self._space.decode(parent) for parent in parents[:, mating])
@@ -139,7 +140,7 @@ class _NeighbourMutation(Mutation):  # type: ignore[misc]
     def _do(
         self, problem: Problem, vectors: NDArray[np.int64], *, random_state: np.random.Generator, **_: Any
     ) -> NDArray[np.int64]:
-        """Returns the mutated vectors `[individuals, components * tasks]`."""
+        """Returns the mutated vectors `[individuals, genes]`."""
         mutated = (self._space.mutate(self._space.decode(vector), random_state) for vector in vectors)
         return np.stack([self._space.encode(configuration) for configuration in mutated])
 

@@ -15,14 +15,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_merge.merging.grouping import Grouping
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.guessing import Guess, guess_by_task, guess_performance
 from hf_merge.searching.ladder import ladder
 from hf_merge.searching.nsga2 import Nsga2
 from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
+from hf_merge.searching.population import kmeans_population, random_population, with_methods
 from hf_merge.searching.screening import screen, screen_by_improvement
-from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
+from hf_merge.searching.space import SearchSpace
 
 
 _IMAGINED_POPULATION = 60
@@ -93,17 +94,17 @@ class Archive:
 class Evaluates(Protocol):
     """What a search needs from the evaluation: exact costs before, scores after."""
 
-    def evaluate(self, grouping: Grouping) -> Evaluation:
+    def evaluate(self, configuration: Configuration) -> Evaluation:
         """Returns the scores and exact cost of a configuration."""
 
-    def cost(self, grouping: Grouping) -> float:
+    def cost(self, configuration: Configuration) -> float:
         """Returns the cost of a configuration that need not be evaluated yet."""
 
     @property
     def ahead(self) -> int:
         """How many configurations are prepared together."""
 
-    def prepare(self, groupings: Sequence[Grouping]) -> None:
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
         """Does beforehand what can be done together for configurations that will be evaluated next."""
 
 
@@ -133,7 +134,7 @@ def run_search(
         chosen = chooser.choose(candidates, measured)[: settings.evaluations - len(measured)]
         volume = 0.0
         for configuration in _prepared(chosen, evaluator):
-            measured.append(Measured(configuration, evaluator.evaluate(configuration.grouping)))
+            measured.append(Measured(configuration, evaluator.evaluate(configuration)))
             volume = hypervolume([entry.objectives for entry in measured], reference)
             on_evaluation(measured[-1], volume)
         costs, performances = zip(*(entry.objectives for entry in measured[-len(chosen) :]), strict=True)
@@ -146,20 +147,24 @@ def _prepared(chosen: Sequence[Configuration], evaluator: Evaluates) -> Iterator
     """Yields configurations, as many at a time prepared as the evaluator can do together."""
     for start in range(0, len(chosen), evaluator.ahead):
         block = chosen[start : start + evaluator.ahead]
-        evaluator.prepare([configuration.grouping for configuration in block])
+        evaluator.prepare(block)
         yield from block
+
+
+def _drawn(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> list[Configuration]:
+    """Returns the first generation as far as it groups tasks."""
+    if settings.initial == "kmeans":
+        return kmeans_population(space, grams, settings.population, settings.seed)
+    if settings.initial == "ladder":
+        steps = ladder(space, grams, max(2, settings.population // 2))
+        clustered = kmeans_population(space, grams, settings.population, settings.seed)
+        return list(dict.fromkeys([*steps, *clustered]))[: settings.population]
+    return random_population(space, settings.population, settings.seed)
 
 
 def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:
     """Returns the algorithm with its first generation."""
-    if settings.initial == "kmeans":
-        initial = kmeans_population(space, grams, settings.population, settings.seed)
-    elif settings.initial == "ladder":
-        steps = ladder(space, grams, max(2, settings.population // 2))
-        clustered = kmeans_population(space, grams, settings.population, settings.seed)
-        initial = list(dict.fromkeys([*steps, *clustered]))[: settings.population]
-    else:
-        initial = random_population(space, settings.population, settings.seed)
+    initial = with_methods(space, _drawn(space, grams, settings), settings.population, settings.seed)
     offspring = settings.population if settings.surrogate == "none" else settings.offspring
     return Nsga2(space, initial, settings.population, offspring, settings.seed)
 
@@ -215,7 +220,7 @@ class _Chooser:
         return bred
 
     def _costs(self, configurations: Sequence[Configuration]) -> list[float]:
-        return [self.evaluator.cost(configuration.grouping) for configuration in configurations]
+        return [self.evaluator.cost(configuration) for configuration in configurations]
 
 
 def normalised_performance(scores: Mapping[str, float], individual: Mapping[str, float]) -> float:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from hf_merge.errors import HfMergeError
-from hf_merge.merging.grouping import Grouping
 from hf_merge.searching.building import Chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.ranks import Ranks
 from hf_merge.searching.running import Reuse
@@ -52,13 +52,13 @@ class SharedEvaluator(Evaluator):
         """How many configurations are prepared together: enough for every rank, and few to lose."""
         return self.ranks.count
 
-    def prepare(self, groupings: Sequence[Grouping]) -> None:
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
         """Has the tasks of configurations run that were not run yet; `evaluate` then finds their scores.
 
         Raises:
             WorkerError: A rank died, or did not answer in time.
         """
-        self.run_pairs([(task, self.builder.chain(grouping, task)) for grouping in groupings for task in self.runs])
+        self.run_pairs([(task, self.builder.chain(wanted, task)) for wanted in configurations for task in self.runs])
 
     def run_pairs(self, pairs: Sequence[Pair]) -> None:
         """Has pairs run that were not run yet; with one rank they are left to whoever asks for their scores.

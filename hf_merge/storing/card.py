@@ -6,7 +6,6 @@ same bytes. Whatever comes from outside is escaped (`markdown.py`), in the head 
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
@@ -17,7 +16,7 @@ from hf_merge.storing import card_tables as tables
 from hf_merge.storing.card_head import PAPER, Subject, metadata, recorded_scores
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.front import Front, FrontPoint, within
-from hf_merge.storing.markdown import Markdown, code, escape, fenced, joined, link, literal, render
+from hf_merge.storing.markdown import Markdown, code, fenced, joined, link, literal, render
 from hf_merge.storing.provenance import HUB, Origin, Places, Source, hub_link, licence_of, source_link
 from hf_merge.storing.redaction import redact
 from hf_merge.storing.results import Report
@@ -99,6 +98,11 @@ def _assembled(template: str, subject: Subject, values: Mapping[str, object]) ->
     return redact(str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")))
 
 
+def _has_methods(front: Front) -> bool:
+    """Returns whether configurations name a merge method for each component."""
+    return any(point.methods is not None for point in front.points)
+
+
 def _shared(subject: Subject) -> dict[str, object]:
     """Returns what both kinds of card say."""
     front, report, origin, places, recipe = (
@@ -122,8 +126,10 @@ def _shared(subject: Subject) -> dict[str, object]:
         "validation_rows": recipe.search.validation_rows,
         "evaluations": front.history[-1][0],
         "hypervolume": f"{front.hypervolume:.4f}",
-        "method": _settings(front.method),
-        "codec": _settings(front.codec),
+        "method": tables.settings_text(front.method)
+        if not _has_methods(front)
+        else "one of several, chosen for each component",
+        "codec": tables.settings_text(front.codec),
         "granularity": front.granularity,
         "components": len(front.components),
         "dtype": front.dtype,
@@ -195,11 +201,6 @@ def _router(report: Report) -> Markdown:
     shares = report.router_accuracy
     mean = 100 * sum(shares.values()) / len(shares)
     return Markdown(f"{mean:.1f} % ({joined([f'{task} {100 * share:.1f}' for task, share in shares.items()])})")
-
-
-def _settings(entry: Mapping[str, Any]) -> Markdown:
-    values = joined([f"{key} {value}" for key, value in entry.items() if key != "name"])
-    return Markdown(f"{escape(entry['name'])} ({values})") if values else escape(entry["name"])
 
 
 def _bytes(chain_map: ChainMap, prefix: str) -> int:

@@ -1,6 +1,7 @@
 """The tables of cards: configurations, scores per task, who shares what, sources. Numbers in, Markdown out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hf_merge.merging.cost import bytes_of
 from hf_merge.merging.grouping import Partition, groups
@@ -152,20 +153,28 @@ def labels_table(chain_map: ChainMap) -> Markdown:
 
 
 def sharing_table(front: Front, point: FrontPoint) -> Markdown:
-    """Returns who shares what: components that are shared in the same way stand in one row."""
-    alike: dict[Partition, list[str]] = {}
-    for component, partition in zip(front.components, point.grouping, strict=True):
-        alike.setdefault(partition, []).append(component)
+    """Returns who shares what: components that are shared and merged in the same way stand in one row."""
+    alike: dict[tuple[Partition, Markdown], list[str]] = {}
+    for index, (component, partition) in enumerate(zip(front.components, point.grouping, strict=True)):
+        method = Markdown("") if point.methods is None else settings_text(point.methods[index])
+        alike.setdefault((partition, method), []).append(component)
     tasks = tuple(front.tasks)
     rows = [
         [
             joined(components),
             len(groups(partition)),
             joined([_group(tasks, group) for group in groups(partition)], "; "),
+            *([] if point.methods is None else [method if len(groups(partition)) < len(tasks) else "-"]),
         ]
-        for partition, components in alike.items()
+        for (partition, method), components in alike.items()
     ]
-    return table(["components", "experts", "shared by"], rows)
+    return table(["components", "experts", "shared by", *([] if point.methods is None else ["merged by"])], rows)
+
+
+def settings_text(entry: Mapping[str, Any]) -> Markdown:
+    """Returns a method or codec with its settings."""
+    values = joined([f"{key} {value}" for key, value in entry.items() if key != "name"])
+    return Markdown(f"{escape(entry['name'])} ({values})") if values else escape(entry["name"])
 
 
 def sources_table(origin: Origin, recipe: Recipe) -> Markdown:

@@ -44,6 +44,8 @@ class FrontPoint:
         repo: The Hub id of its member repo, or None where it was not pushed.
         revision: The commit of that repo at which the member is whole; None with `repo`.
         map_sha256: SHA-256 of the `chains.json` at that commit; None with `repo`.
+        methods: For each component the merge method with every hyperparameter; None where it is the front's own
+            everywhere, and then not written.
     """
 
     id: str
@@ -55,6 +57,7 @@ class FrontPoint:
     repo: str | None = None
     revision: str | None = None
     map_sha256: str | None = None
+    methods: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ def _points(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -
 
 
 def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -> FrontPoint:
-    parts = field.record(tuple(FrontPoint.__dataclass_fields__))
+    parts = field.record(tuple(FrontPoint.__dataclass_fields__), optional=("methods",))
     columns = parts["grouping"].record(components)
     published = [name for name in _PUBLISHED if parts[name].value is not None]
     if published and len(published) < len(_PUBLISHED):
@@ -255,7 +258,13 @@ def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) ->
         repo=_or_none(parts["repo"], _repo),
         revision=_or_none(parts["revision"], _commit),
         map_sha256=_or_none(parts["map_sha256"], _digest),
+        methods=_methods(parts["methods"], components) if "methods" in parts else None,
     )
+
+
+def _methods(field: Field, components: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    parts = field.record(components)
+    return tuple(_settings(parts[name]) for name in components)
 
 
 def _partition(field: Field, tasks: int) -> Partition:
@@ -286,7 +295,12 @@ def _history(field: Field) -> tuple[int, float]:
 
 def _point_document(point: FrontPoint, front: Front) -> dict[str, Any]:
     grouping = dict(zip(front.components, point.grouping, strict=True))
-    return vars(point) | {"scores": _in_order(point.scores, list(front.tasks)), "grouping": grouping}
+    document = vars(point) | {"scores": _in_order(point.scores, list(front.tasks)), "grouping": grouping}
+    if point.methods is None:
+        del document["methods"]
+        return document
+    named = zip(front.components, point.methods, strict=True)
+    return document | {"methods": {name: _named_first(method) for name, method in named}}
 
 
 def _in_order(values: Mapping[str, _Value], tasks: Sequence[str]) -> dict[str, _Value]:

@@ -45,13 +45,13 @@ class Field:
         """Returns the error to raise for this field: its place and the reason."""
         return error(f"{self.origin}: {self.path}: {reason}." if self.path else f"{self.origin}: {reason}.")
 
-    def record(self, keys: Collection[str]) -> dict[str, "Field"]:
-        """Returns the fields of an object that has exactly `keys`."""
+    def record(self, keys: Collection[str], *, optional: Collection[str] = ()) -> dict[str, "Field"]:
+        """Returns the fields of an object that has exactly `keys`, of which it may lack those that are optional."""
         value = self._object()
         unknown = next((key for key in value if key not in keys), None)
         if unknown is not None:
             raise self.refusal(f"the key {quote(unknown)} is unknown.{nearest(unknown[:64], keys).rstrip('.')}")
-        missing = [key for key in keys if key not in value]
+        missing = [key for key in keys if key not in value and key not in optional]
         if missing:
             raise self.refusal(f"lacks {', '.join(map(repr, missing))}")
         return {key: self._child(item, key) for key, item in value.items()}

@@ -38,7 +38,7 @@ from hf_merge.workflow.run_folder import (
     read_report,
     read_run,
 )
-from hf_merge.workflow.search import new_builder
+from hf_merge.workflow.search import configuration_of, new_builder
 
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def build(
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
             router = _family_router(project, family_folder, progress)
-            builder, card = new_builder(project, run), _card_writer(project, front, run, access)
+            builder, card = new_builder(project, run, front), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
 
@@ -179,6 +179,7 @@ def _write(
 ) -> Path:
     """Writes one member folder and returns it."""
     family, names = project.family, {component.name for component in project.components}
+    configuration = configuration_of(point, builder)
     search = project.recipe.search
     empty = ChainMap(
         id=point.id,
@@ -192,7 +193,7 @@ def _write(
         model=ModelEntry(project.kind, None if project.kind in ("image", "audio") else search.max_length),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in project.components),
         experts=(),
-        chains={task: tuple(key.id for key in builder.chain(point.grouping, task)) for task in family.tasks},
+        chains={task: tuple(key.id for key in builder.chain(configuration, task)) for task in family.tasks},
         heads={},
         files={},
         wordings={task: head.wording for task, head in project.heads.items() if head.wording is not None},
@@ -202,7 +203,7 @@ def _write(
             f"The front was searched over {sorted(front.components)}, the recipe gives {sorted(names)}. Search again."
         )
     folder = family_folder / MEMBERS_FOLDER / point.id
-    keys = {key.id: key for key in builder.keys(point.grouping)}
+    keys = {key.id: key for key in builder.keys(configuration)}
     content = MemberContent(
         chain_map=empty,
         experts=lambda identifier: builder.expert(keys[identifier]),

@@ -20,6 +20,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe, settings_of
 from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator, mean_score
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.search import normalised_performance
@@ -139,7 +140,7 @@ class _Bench:
     def references(self) -> list[Row]:
         """Returns what the fine-tunes and the base score, and the fine-tunes at 8 bits."""
         project, tasks = self._project, tuple(self._project.family.tasks)
-        separate = project.space().all_separate().grouping
+        separate = Configuration(project.space().all_separate().grouping)
         builder = self._builder(project.method, project.codec)
         own = {task: reference_chain(project.components, (task,)) for task in tasks}
         base = {task: reference_chain(project.components, ()) for task in tasks}
@@ -168,7 +169,7 @@ class _Bench:
         """Returns what all tasks merged into one model score."""
         project = self._project
         builder = self._builder(spec, CodecSpec.resolve("full"))
-        grouping = project.space().all_merged().grouping
+        grouping = Configuration(project.space().all_merged().grouping)
         began = time.perf_counter()
         builder.gather()
         for key in builder.keys(grouping):
@@ -180,9 +181,9 @@ class _Bench:
 
     def _builder(self, spec: MethodSpec, codec: CodecSpec) -> ExpertBuilder:
         project = self._project
-        known = GatheredOnce(project, spec, self._folder, progress=self._progress)
+        known = GatheredOnce(project, self._folder, progress=self._progress)
         limit = 5 * project.family.parameters  # one whole model at full precision, and what its quantisation adds
-        return ExpertBuilder(project.family, project.components, spec, codec, limit_bytes=limit, gathered=known)
+        return ExpertBuilder(project.family, project.components, [spec], codec, limit_bytes=limit, gathered=known)
 
     def _row(self, name: str, builder: ExpertBuilder, chains: Mapping[str, Chain], cost: float | None) -> Row:
         """Returns what chains score on validation and test rows."""

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from hf_merge.errors import InputError, NonFiniteWeights
+from hf_merge.errors import InputError, NonFiniteWeights, RecipeError
 from hf_merge.merging import methods
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import Gathered, MethodSpec, Need
@@ -62,44 +63,56 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
 
 
 class GatheredOnce:
-    """What a method needs of the fine-tunes, gathered when it is first asked for.
+    """What merge methods need of the fine-tunes, gathered when it is first asked for.
 
-    What depends on one fine-tune alone is gathered once. Coefficients are fitted for each group that asks, with all of
-    its tasks merged everywhere; or, `within` a configuration, once for all of its groups together.
+    What depends on one fine-tune alone is gathered once for a method. Coefficients are fitted for each group that
+    asks, with all of its tasks merged everywhere; or, for a method that names the configuration `within` which they
+    are fitted, once for all of its groups together.
     """
 
     def __init__(
-        self,
-        project: Project,
-        method: MethodSpec,
-        folder: Path,
-        *,
-        within: Grouping | None = None,
-        progress: bool,
+        self, project: Project, folder: Path, *, within: Mapping[str, Grouping] = MappingProxyType({}), progress: bool
     ) -> None:
-        """Prepares to gather for a method, into `folder`."""
-        self._project, self._method, self._folder = project, method, folder
-        self._within, self._progress = within, progress
-        self._need = methods.get(method.name).needs
-        self._found: dict[tuple[str, ...], Mapping[str, GatheredFile]] = {}
+        """Prepares to gather into a folder.
 
-    def of(self, members: Sequence[str]) -> Mapping[str, GatheredFile]:
-        """Returns what was gathered for a group of tasks, by task."""
-        if self._need is None or len(members) < 2:
+        Args:
+            project: The opened recipe.
+            folder: Where what was gathered is kept; made if need be.
+            within: The groupings of the configurations that methods may name, by id.
+            progress: Show progress on stderr.
+        """
+        self._project, self._folder, self._within, self._progress = project, folder, within, progress
+        self._found: dict[tuple[MethodSpec, tuple[str, ...]], Mapping[str, GatheredFile]] = {}
+
+    def of(self, method: MethodSpec, members: Sequence[str]) -> Mapping[str, GatheredFile]:
+        """Returns what was gathered for a method and a group of tasks, by task.
+
+        Raises:
+            RecipeError: The method names a configuration that is not known here.
+        """
+        need = methods.get(method.name).needs
+        if need is None or len(members) < 2:
             return {}
-        apart = self._need.is_joint and self._within is None
-        key = tuple(members) if apart else tuple(self._project.family.tasks)
+        apart = need.is_joint and "within" not in method.mapping
+        key = method, tuple(members) if apart else tuple(self._project.family.tasks)
         if key not in self._found:
-            self._found[key] = self._gathered(key)
+            self._found[key] = self._gathered(method, need, key[1])
         return self._found[key]
 
-    def _gathered(self, tasks: tuple[str, ...]) -> Mapping[str, GatheredFile]:
-        project, method, folder = self._project, self._method, self._folder
-        if self._need is None or not self._need.is_joint:
+    def _gathered(self, method: MethodSpec, need: Need, tasks: tuple[str, ...]) -> Mapping[str, GatheredFile]:
+        project, folder, within = self._project, self._folder, method.mapping.get("within")
+        if not need.is_joint:
             return gathered(project, method, folder, progress=self._progress)
         _require_whole(project, method)
-        groups = merged_groups(project, tasks) if self._within is None else groups_within(project, self._within)
-        return fitted(project, method, folder, groups, progress=self._progress)
+        if within is None:
+            return fitted(project, method, folder, merged_groups(project, tasks), progress=self._progress)
+        grouping = self._within.get(str(within))
+        if grouping is None:
+            raise RecipeError(
+                f"Merge method '{method.name}': within is '{within}', and no such configuration is known here. Leave "
+                "it out: hf-merge refine sets it."
+            )
+        return fitted(project, method, folder, groups_within(project, grouping), progress=self._progress)
 
 
 def _require_whole(project: Project, method: MethodSpec) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hf_merge.errors import RecipeError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Place, Shape, require_granularity
 from hf_merge.merging.methods import MethodSpec
@@ -45,7 +46,7 @@ class Project:
         recipe: The recipe, every Hub source pinned to a commit.
         family: The aligned base and fine-tunes, opened.
         components: The partition of the backbone.
-        method: How groups are merged.
+        methods: How groups are merged: one method, or several to choose among for each component.
         codec: How experts are stored.
         kind: What the tasks read, and how they answer.
     """
@@ -53,9 +54,14 @@ class Project:
     recipe: Recipe
     family: Family
     components: tuple[Component, ...]
-    method: MethodSpec
+    methods: tuple[MethodSpec, ...]
     codec: CodecSpec
     kind: Kind
+
+    @property
+    def method(self) -> MethodSpec:
+        """The first merge method, which is the only one of most recipes."""
+        return self.methods[0]
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -70,7 +76,8 @@ class Project:
     def space(self) -> SearchSpace:
         """Returns the configurations among which a search chooses."""
         shared = frozenset(component.name for component in self.components if component.shared)
-        return SearchSpace(tuple(component.name for component in self.components), tuple(self.family.tasks), shared)
+        names, merged = tuple(component.name for component in self.components), self.recipe.search.grouping == "merged"
+        return SearchSpace(names, tuple(self.family.tasks), shared, len(self.methods), merged)
 
     def places(self) -> dict[str, Place]:
         """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""
@@ -97,7 +104,7 @@ def open_project(
         ModelMismatch: The checkpoints cannot be merged; every clash is listed.
         HubError: A source cannot be pulled.
     """
-    method = MethodSpec.resolve(*settings_of(recipe.merge.methods[0]))
+    methods = method_specs(recipe)
     codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
     require_granularity(recipe.merge.granularity)
     reads = require_one_kind(recipe)
@@ -108,7 +115,20 @@ def open_project(
         family = aligned(base, tuned, kind)
         pinned = pinned_recipe(recipe, base, tuned, access)
         components = components_of(family, recipe.merge.granularity, recipe.merge.stages)
-        yield Project(pinned, family, components, method, codec, kind)
+        yield Project(pinned, family, components, methods, codec, kind)
+
+
+def method_specs(recipe: Recipe) -> tuple[MethodSpec, ...]:
+    """Returns the merge methods of a recipe, in its order.
+
+    Raises:
+        RecipeError: A method or hyperparameter is unknown or impossible, or two entries mean the same.
+    """
+    specs = tuple(MethodSpec.resolve(*settings_of(entry)) for entry in recipe.merge.methods)
+    doubled = next((spec for index, spec in enumerate(specs) if spec in specs[:index]), None)
+    if doubled is not None:
+        raise RecipeError(f"merge.methods gives {doubled.as_json()} twice. Keep one of them.")
+    return specs
 
 
 def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:

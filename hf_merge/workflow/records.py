@@ -32,7 +32,8 @@ class Evaluated:
 
     Attributes:
         number: 1, 2, 3 and so on.
-        grouping: The configuration.
+        grouping: The configuration's groups.
+        methods: The numbers of its methods; empty where there is one for all.
         cost: C, exact.
         performance: P.
         scores: The metric of every task.
@@ -45,6 +46,7 @@ class Evaluated:
     performance: float
     scores: Mapping[str, float]
     experts: Mapping[str, float]
+    methods: tuple[int, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Returns the record to append."""
@@ -56,6 +58,7 @@ class Evaluated:
             "performance": self.performance,
             "scores": dict(self.scores),
             "experts": dict(self.experts),
+            **({"methods": list(self.methods)} if self.methods else {}),
         }
 
 
@@ -117,7 +120,8 @@ def _references(top: Field) -> References:
 
 
 def _evaluated(top: Field) -> Evaluated:
-    fields = top.record(("kind", *Evaluated.__dataclass_fields__))
+    fields = top.record(("kind", *Evaluated.__dataclass_fields__), optional=("methods",))
+    methods = fields["methods"].items(LIMITS.components) if "methods" in fields else []
     columns = [column.items(LIMITS.chains) for column in fields["grouping"].items(LIMITS.components)]
     return Evaluated(
         number=fields["number"].integer(1),
@@ -126,6 +130,7 @@ def _evaluated(top: Field) -> Evaluated:
         performance=fields["performance"].number(),
         scores=_numbers(fields["scores"], LIMITS.chains),
         experts=_numbers(fields["experts"], LIMITS.experts),
+        methods=tuple(number.integer(0) for number in methods),
     )
 
 

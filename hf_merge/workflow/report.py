@@ -25,7 +25,7 @@ from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run
-from hf_merge.workflow.search import new_builder
+from hf_merge.workflow.search import configuration_of, new_builder
 from hf_merge.workflow.summary import draw_search
 
 
@@ -67,7 +67,7 @@ class _Measurement:
         self._labels = {task: part.labels for task, part in rows.items()}
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
-        self._evaluator = Evaluator(new_builder(project, run), runs, DTYPES[project.recipe.search.dtype])
+        self._evaluator = Evaluator(new_builder(project, run, front), runs, DTYPES[project.recipe.search.dtype])
         # A language model's batches hold prompts, and the router sees the rows as they came.
         self._seen = {
             task: part.batches if project.heads[task].wording is None else reader.batches(rows[task])
@@ -128,7 +128,8 @@ class _Measurement:
         return self._answers[task, chain]
 
     def _chains(self, point: FrontPoint) -> dict[str, Chain]:
-        return {task: self._evaluator.builder.chain(point.grouping, task) for task in self._front.tasks}
+        builder = self._evaluator.builder
+        return {task: builder.chain(configuration_of(point, builder), task) for task in self._front.tasks}
 
     def _routed_rows(self, run: Path) -> dict[str, NDArray[np.bool_]]:
         """Returns which test rows of each task the router sends to that task, [rows] bool."""

@@ -4,7 +4,7 @@ Everything that can be wrong with the input is found before the run folder is ma
 before the next begins, so that a run killed at any moment continues with `--resume` to the very same front.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,15 +17,16 @@ from hf_merge.errors import RunFolderError
 from hf_merge.merging import methods
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
+from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.task_vectors import Geometry, measure
 from hf_merge.recipe import Recipe
 from hf_merge.searching.building import ExpertBuilder, reference_chain
-from hf_merge.searching.evaluation import Evaluation, mean_score
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.evaluation import Evaluation, weighted_score
 from hf_merge.searching.pareto import Reference
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks, device_of
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.sharing import SharedEvaluator
-from hf_merge.searching.space import Configuration
 from hf_merge.searching.states import StateCache
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub
@@ -148,10 +149,13 @@ def _evaluator(
     runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project), device)
     states = StateCache(state_bytes)
     builder = new_builder(project, run, progress=progress)
-    return SharedEvaluator(builder, runs, DTYPES[project.recipe.search.dtype], states, ranks=ranks)
+    search = project.recipe.search
+    return SharedEvaluator(builder, runs, DTYPES[search.dtype], states, search.deviation, ranks=ranks)
 
 
-def new_builder(project: Project, run: Path | None = None, *, progress: bool = False) -> ExpertBuilder:
+def new_builder(
+    project: Project, run: Path | None = None, front: Front | None = None, *, progress: bool = False
+) -> ExpertBuilder:
     """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base.
 
     Of fewer than four tasks it keeps less, for what a search may hold grows with their number.
@@ -159,15 +163,41 @@ def new_builder(project: Project, run: Path | None = None, *, progress: bool = F
     Args:
         project: The opened recipe.
         run: The run folder, which keeps what the merge method needs beside the weights; None where it needs nothing.
+        front: A front whose configurations are to be built; the methods that they name join the recipe's.
         progress: Show progress on stderr while that is gathered.
     """
     limit = min(4, len(project.family.tasks)) * project.family.parameters // 2
-    if run is None and methods.get(project.method.name).needs is not None:
-        raise ValueError(f"'{project.method.name}' needs a run folder to keep what it gathers.")
-    known = GatheredOnce(project, project.method, (run or Path()) / GATHERED_FOLDER, progress=progress)
-    return ExpertBuilder(
-        project.family, project.components, project.method, project.codec, limit_bytes=limit, gathered=known
+    points = () if front is None else (*front.points, *front.controls.values())
+    named = [methods_of(point) for point in points]
+    specs = tuple(dict.fromkeys([*project.methods, *(spec for part in named for spec in part)]))
+    needy = next((spec.name for spec in specs if methods.get(spec.name).needs is not None), None)
+    if run is None and needy is not None:
+        raise ValueError(f"'{needy}' needs a run folder to keep what it gathers.")
+    within = {
+        str(spec.mapping["within"]): point.grouping
+        for point, part in zip(points, named, strict=True)
+        for spec in part
+        if "within" in spec.mapping
+    }
+    known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
+    return ExpertBuilder(project.family, project.components, specs, project.codec, limit_bytes=limit, gathered=known)
+
+
+def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
+    """Returns the merge method of every component, where a configuration names them.
+
+    Raises:
+        RecipeError: The installed version does not know a method.
+    """
+    return tuple(
+        MethodSpec.resolve(str(method["name"]), {key: value for key, value in method.items() if key != "name"})
+        for method in point.methods or ()
     )
+
+
+def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:
+    """Returns the configuration of a point, for a builder that knows its methods."""
+    return Configuration(point.grouping, tuple(builder.methods.index(spec) for spec in methods_of(point)))
 
 
 def _total(project: Project) -> int:
@@ -210,7 +240,8 @@ class _Run:
         self.watch.references(references.individual, references.pretrained)
         space = self.project.space()
         separate = space.all_separate()
-        box = Reference.from_extremes(self.evaluator.cost(separate.grouping), mean_score(references.pretrained))
+        least = weighted_score(references.pretrained, self.evaluator.deviation)
+        box = Reference.from_extremes(self.evaluator.cost(separate), least)
         settings = search_settings(self.project.recipe)
         archive = run_search(space, self.evaluator, self._grams(), settings, box, self._record)
         return self._front(archive, references, {ALL_MERGED: space.all_merged(), ALL_SEPARATE: separate})
@@ -234,11 +265,13 @@ class _Run:
         """Takes over the scores and measured experts of an earlier part of this run."""
         builder = self.evaluator.builder
         for entry in self.history.evaluations:
-            widths = [len(column) for column in entry.grouping]
+            widths, chosen = [len(column) for column in entry.grouping], entry.methods
+            if max(chosen, default=0) >= len(builder.methods) or len(chosen) not in (0, len(widths)):
+                raise self._other_search(entry.number)
             if widths != [len(builder.tasks)] * len(builder.components) or entry.scores.keys() != set(builder.tasks):
                 raise self._other_search(entry.number)
             for task, value in entry.scores.items():
-                self.evaluator.remember(task, builder.chain(entry.grouping, task), value)
+                self.evaluator.remember(task, builder.chain(Configuration(entry.grouping, entry.methods), task), value)
             builder.remember(entry.experts)
 
     def _measure_references(self) -> References:
@@ -262,13 +295,16 @@ class _Run:
 
     def _note(self, measured: Measured, number: int) -> None:
         """Appends an evaluation to the journal, or compares it with the journal where it is replayed."""
-        grouping, evaluation = measured.configuration.grouping, measured.evaluation
+        wanted, found = measured.configuration, measured.evaluation
         if number <= len(self.history.evaluations):
-            if self.history.evaluations[number - 1].grouping != grouping:
+            known = self.history.evaluations[number - 1]
+            if (known.grouping, known.methods) != (wanted.grouping, wanted.methods):
                 raise self._other_search(number)
             return
-        experts = self.evaluator.builder.measured(grouping)
-        entry = Evaluated(number, grouping, evaluation.cost, evaluation.performance, evaluation.scores, experts)
+        experts = self.evaluator.builder.measured(wanted)
+        entry = Evaluated(
+            number, wanted.grouping, found.cost, found.performance, found.scores, experts, wanted.methods
+        )
         self.journal.append(entry.record())
 
     def _other_search(self, number: int) -> RunFolderError:
@@ -298,20 +334,53 @@ class _Run:
             reference=(archive.reference.cost, archive.reference.performance),
             hypervolume=archive.history[-1][1],
             history=archive.history,
-            points=tuple(self._point(item.configuration.grouping, item.evaluation, own) for item in archive.front()),
+            points=tuple(self._point(item.configuration, item.evaluation, own) for item in archive.front()),
             controls={
-                name: self._point(item.grouping, known.get(item) or self.evaluator.evaluate(item.grouping), own)
+                name: self._point(item, known.get(item) or self.evaluator.evaluate(item), own)
                 for name, item in extremes.items()
             },
         )
 
-    def _point(self, grouping: Grouping, evaluation: Evaluation, individual: Mapping[str, float]) -> FrontPoint:
-        project = self.project
-        name = configuration_id(
-            project.components, tuple(project.family.tasks), grouping, project.method, project.codec, evaluation.cost
-        )
-        normalised = normalised_performance(evaluation.scores, individual)
-        return FrontPoint(name, evaluation.cost, evaluation.performance, normalised, dict(evaluation.scores), grouping)
+    def _point(
+        self, configuration: Configuration, evaluation: Evaluation, individual: Mapping[str, float]
+    ) -> FrontPoint:
+        specs = [self.project.methods[number] for number in configuration.methods]
+        return front_point(self.project, configuration.grouping, specs, evaluation, individual)
+
+
+def front_point(
+    project: Project,
+    grouping: Grouping,
+    specs: Sequence[MethodSpec],
+    evaluation: Evaluation,
+    individual: Mapping[str, float],
+) -> FrontPoint:
+    """Returns a configuration that was measured as a point of a front.
+
+    Args:
+        project: The opened recipe.
+        grouping: The configuration's groups.
+        specs: Its merge method for every component; none where it is the recipe's everywhere.
+        evaluation: What it scored.
+        individual: The fine-tunes' own scores.
+    """
+    name = configuration_id(
+        project.components,
+        tuple(project.family.tasks),
+        grouping,
+        specs or project.method,
+        project.codec,
+        evaluation.cost,
+    )
+    return FrontPoint(
+        name,
+        evaluation.cost,
+        evaluation.performance,
+        normalised_performance(evaluation.scores, individual),
+        dict(evaluation.scores),
+        grouping,
+        methods=tuple(spec.as_json() for spec in specs) or None,
+    )
 
 
 def _measure(project: Project, progress: bool | Listener) -> Geometry:

@@ -172,5 +172,5 @@ def test_an_optional_setting_is_left_out_at_its_default_and_kept_otherwise() -> 
 
 @pytest.mark.parametrize("value", ["c", "c12x", "../c12", 3, None, True])
 def test_a_name_that_does_not_fit_is_refused(value: object) -> None:
-    with pytest.raises(RecipeError, match="X: within is .*no such name"):
+    with pytest.raises(RecipeError, match=r"X: within is .*no such name"):
         resolve("X", (NAMED,), {"within": value})

@@ -19,7 +19,7 @@ from hf_merge.modeling.fitting import (
     fit_confidence,
     misalignment,
 )
-from hf_merge.modeling.mixture import CLAMPED, SIGMOID, Link, Mixture
+from hf_merge.modeling.mixture import CLAMPED, SIGMOID, Group, Link, Mixture
 from hf_merge.recipe import Recipe
 from hf_merge.workflow.fitting import _pupils
 from hf_merge.workflow.project import Project, open_project
@@ -71,19 +71,20 @@ def test_states_are_compared_relative_to_their_size_and_without_padding() -> Non
 
 
 def test_chunks_are_shared_out_by_importance_and_rounded_down() -> None:
-    importance = {("a", ("x", "y")): 3.0, ("b", ("x", "y")): 1.0, ("c", ("x", "y")): 0.5}
+    group: Group = ("x", "y")
+    importance = {("a", group): 3.0, ("b", group): 1.0, ("c", group): 0.5}
     whole = sum(importance.values())
     expected = {chunk_key(key): int(2.0 * 3 * value / whole) for key, value in importance.items()}
     assert allocate(importance, 2.0, 1.0) == expected
     assert sum(expected.values()) <= 6 and expected["c|x|y"] == 0
     assert set(allocate(importance, 2.0, 0.0).values()) == {2}
-    assert allocate({("a", ("x", "y")): 0.0}, 1.0, 1.0) == {"a|x|y": 1}
+    assert allocate({("a", group): 0.0}, 1.0, 1.0) == {"a|x|y": 1}
 
 
 def _set_up(project: Project, method: str, link: Link) -> tuple[Mixture, list[Pupil]]:
     family, tasks = project.family, tuple(project.family.tasks)
     pupils = _pupils(project, tasks, MethodSpec.resolve(method, {"rows": 12}))
-    shared = dict.fromkeys(family.shapes, [tasks])
+    shared = {name: [tasks] for name in family.shapes}
     return Mixture(shared, family.origin, family.tasks, family.shapes, 0.3, link, lambda name, group: 1), pupils
 
 
@@ -108,7 +109,8 @@ def test_aligned_coefficients_bring_answers_closer_to_the_fine_tunes(tiny_family
             pairs = zip(found, wanted, strict=True)
             return sum(float((one.log_softmax(1) - other.log_softmax(1)).square().mean()) for one, other in pairs)
 
-        before, told = distance(), []
+        before = distance()
+        told: list[int] = []
         settings = MethodSpec.resolve("expert_merging", {"epochs": 3, "pull": 0.0, "accumulate": 6}).mapping
         fit_alignment(mixture, Fit(pupils, settings, told.append), lambda task: _own(project, task))
         assert distance() < 0.8 * before
@@ -159,5 +161,5 @@ def test_the_same_rows_and_settings_give_the_same_coefficients(tiny_family: Fami
                 Fit(pupils, MethodSpec.resolve("expert_merging").mapping),
                 lambda task: _own(project, task),
             )
-            found.append(torch.cat([value for value in mixture.coefficients("colours").values()]))
+            found.append(torch.cat(list(mixture.coefficients("colours").values())))
         assert torch.equal(*found)

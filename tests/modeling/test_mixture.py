@@ -88,7 +88,7 @@ def test_weights_are_what_the_method_makes_of_the_coefficients(tiny_family: Fami
         mixture = _mixture(project, [tasks], chunks=chunks)
         with torch.no_grad():
             for index, number in enumerate(mixture.numbers.values()):
-                number += torch.linspace(-1, 1 + index % 3, number.numel()).view(number.shape)
+                number.add_(torch.linspace(-1, 1 + index % 3, number.numel()).view(number.shape))
         mixture.settle()
         base = project.family.origin.read(QUERY).view(WIDE)
         members = [
@@ -122,7 +122,7 @@ def test_coefficients_start_at_the_scale_and_stay_in_their_range(tiny_family: Fa
             started = mixture.coefficients(tasks[0])[QUERY]
             torch.testing.assert_close(started, torch.tensor([0.4]))
             with torch.no_grad():
-                mixture.numbers[QUERY, tasks] -= 9.0
+                mixture.numbers[QUERY, tasks].sub_(9.0)
             mixture.settle()
             assert 0.0 <= float(mixture.coefficients(tasks[0])[QUERY]) < 1e-3
 

@@ -12,7 +12,7 @@ from tests.searching.test_evaluation import (
     SEPARATE,
     evaluator_of,
     parameters_of,
-    random_groupings,
+    random_configurations,
 )
 from tests.tiny_models import TinyFamily
 
@@ -20,7 +20,7 @@ from tests.tiny_models import TinyFamily
 def test_encoded_experts_are_kept_within_their_limit(bert: TinyFamily, family: Family) -> None:
     limit = 30_000
     builder = evaluator_of(bert, family, limit_bytes=limit).builder
-    for grouping in random_groupings(6):
+    for grouping in random_configurations(6):
         for key in builder.keys(grouping):
             expert = builder.expert(key)
             assert builder._held_bytes == sum(kept.nbytes for kept in builder._kept.values()) <= limit
@@ -72,7 +72,7 @@ def test_widened_tensors_are_counted_once_per_merged_expert(bert: TinyFamily, fa
 
 def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
     keys = evaluator.builder.keys(MIXED)
-    assert len(keys) == len(set(keys)) == sum(len(groups(partition)) for partition in MIXED)
+    assert len(keys) == len(set(keys)) == sum(len(groups(partition)) for partition in MIXED.grouping)
     chains = {task: evaluator.builder.chain(MIXED, task) for task in evaluator.runs}
     assert set(keys) == {key for chain in chains.values() for key in chain}
     for task, chain in chains.items():

@@ -17,10 +17,10 @@ from hf_merge.errors import NonFiniteWeights
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
 from hf_merge.merging.experts import ExpertKey, build_expert, decode_expert
-from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation, Evaluator, predictions
 from hf_merge.searching.metrics import score
 from hf_merge.searching.running import TaskRun
@@ -31,8 +31,8 @@ from tests.tiny_models import TinyFamily, pictures
 
 
 ROWS = 40
-MERGED, SEPARATE = ((0, 0, 0),) * 4, ((0, 1, 2),) * 4
-MIXED = ((0, 0, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0))
+MERGED, SEPARATE = Configuration(((0, 0, 0),) * 4), Configuration(((0, 1, 2),) * 4)
+MIXED = Configuration(((0, 0, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0)))
 # So large a step widens some tensors, which the criterion then refuses to quantise.
 REFUSING: dict[str, Any] = {"method": {"scale": 1.5}, "codec": {"policy": "criterion"}}
 
@@ -63,21 +63,21 @@ def evaluator_of(
     builder = ExpertBuilder(
         family,
         decompose(family.shapes, "type"),
-        MethodSpec.resolve("task_arithmetic", method or {}),
+        [MethodSpec.resolve("task_arithmetic", method or {})],
         CodecSpec.resolve("int8", codec or {}),
         limit_bytes=limit_bytes,
     )
     return Evaluator(builder, runs, dtype)
 
 
-def random_groupings(count: int, seed: int = 0) -> list[Grouping]:
+def random_configurations(count: int, seed: int = 0) -> list[Configuration]:
     space = SearchSpace(("attention", "embedding", "mlp", "norm"), ("a", "b", "c"))
     rng = np.random.default_rng(seed)
-    return [space.random(rng).grouping for _ in range(count)]
+    return [space.random(rng) for _ in range(count)]
 
 
 def naive_scores(
-    tiny: TinyFamily, family: Family, evaluator: Evaluator, grouping: Grouping, out: Path
+    tiny: TinyFamily, family: Family, evaluator: Evaluator, grouping: Configuration, out: Path
 ) -> dict[str, float]:
     """Saves every task's merged model as a checkpoint of its own, loads it with transformers, and scores it."""
     loader = AutoModelForImageClassification if tiny.kind == "image" else AutoModelForSequenceClassification
@@ -106,12 +106,12 @@ def naive_scores(
 @pytest.mark.parametrize("grouping", [MERGED, SEPARATE, MIXED])
 @pytest.mark.parametrize("layout", ["bert", "gpt2", "vit"])
 def test_scores_are_those_of_models_made_one_by_one(
-    tiny_family: Callable[[str], TinyFamily], layout: str, grouping: Grouping, tmp_path: Path
+    tiny_family: Callable[[str], TinyFamily], layout: str, grouping: Configuration, tmp_path: Path
 ) -> None:
     tiny = tiny_family(layout)
     with opened(tiny) as family:
         evaluator = evaluator_of(tiny, family)
-        evaluator.evaluate(random_groupings(1)[0])  # leaves something in the caches
+        evaluator.evaluate(random_configurations(1)[0])  # leaves something in the caches
         found = evaluator.evaluate(grouping)
         expected = naive_scores(tiny, family, evaluator, grouping, tmp_path)
     assert list(found.scores) == list(tiny.tasks)
@@ -126,7 +126,7 @@ def test_scores_differ_between_configurations(evaluator: Evaluator) -> None:
 def test_caches_change_no_score(bert: TinyFamily, family: Family) -> None:
     """Whatever is remembered, and in whatever order configurations come."""
     large, none = evaluator_of(bert, family), evaluator_of(bert, family, limit_bytes=0)
-    chosen = random_groupings(8)
+    chosen = random_configurations(8)
     expected = {grouping: large.evaluate(grouping) for grouping in chosen}
     for grouping in reversed(chosen):
         assert none.evaluate(grouping) == expected[grouping]
@@ -148,7 +148,7 @@ def test_one_assembled_model_at_a_time(bert: TinyFamily, family: Family, monkeyp
         return weights
 
     monkeypatch.setattr(evaluator.builder, "decoded", watched)
-    for grouping in random_groupings(5):
+    for grouping in random_configurations(5):
         evaluator.evaluate(grouping)
     assert all(tensor.numel() == 0 for run in evaluator.runs.values() for tensor in backbone(run))
 
@@ -158,11 +158,11 @@ def backbone(run: TaskRun) -> list[Tensor]:
 
 
 def test_only_chains_not_met_before_are_run(evaluator: Evaluator) -> None:
-    first = evaluator.evaluate(((0, 0, 1),) * 4)
+    first = evaluator.evaluate(Configuration(((0, 0, 1),) * 4))
     assert (evaluator.forwards, evaluator.builder.built) == (3, 8)
-    second = evaluator.evaluate(((0, 1, 2),) * 4)  # the third task's chain is the same
+    second = evaluator.evaluate(Configuration(((0, 1, 2),) * 4))  # the third task's chain is the same
     assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
-    third = evaluator.evaluate(((0, 0, 1),) * 4)
+    third = evaluator.evaluate(Configuration(((0, 0, 1),) * 4))
     assert (evaluator.forwards, evaluator.builder.built) == (5, 16)
     assert [found.reuse.pairs_run for found in (first, second, third)] == [3, 2, 0]
     assert [found.reuse.pairs_asked for found in (first, second, third)] == [3, 3, 3]
@@ -189,8 +189,15 @@ def parameters_of(tensors: dict[str, Tensor]) -> float:
 
 def test_a_repeated_run_needs_no_forward(bert: TinyFamily, family: Family) -> None:
     first = evaluator_of(bert, family, **REFUSING)
-    chosen = random_groupings(6)
-    seen = [(first.cost(grouping), first.evaluate(grouping), first.cost(MIXED)) for grouping in chosen]
+    chosen = random_configurations(6)
+    seen = [
+        (
+            first.cost(grouping),
+            first.evaluate(grouping),
+            first.cost(MIXED),
+        )
+        for grouping in chosen
+    ]
     records = [
         (grouping, found.scores, first.builder.measured(grouping))
         for grouping, (_, found, _) in zip(chosen, seen, strict=True)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hf_merge.merging.grouping import members_of
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.guessing import Guess, guess_by_task, guess_performance
-from hf_merge.searching.space import Configuration, SearchSpace
+from hf_merge.searching.space import SearchSpace
 
 
 SPACE = SearchSpace(("attention", "mlp", "norm"), ("a", "b", "c", "d", "e"))

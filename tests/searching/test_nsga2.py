@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from hf_merge.merging.grouping import groups
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.nsga2 import Nsga2
 from hf_merge.searching.pareto import Reference, dominates, hypervolume
-from hf_merge.searching.space import Configuration, SearchSpace, random_population
+from hf_merge.searching.population import random_population
+from hf_merge.searching.space import SearchSpace
 
 
 SPACE = SearchSpace(("attention", "mlp"), ("a", "b", "c", "d"))

@@ -10,13 +10,13 @@ import torch
 
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
-from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.assembly import CPU
 from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import Recipe
 from hf_merge.searching.building import ExpertBuilder, reference_chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.running import Reuse, TaskRun
 from hf_merge.searching.space import SearchSpace
@@ -47,18 +47,18 @@ def evaluator_of(
         runs[name] = TaskRun(name, model, *batches_of(tiny, name), task.metric)
     components = decompose(family.shapes, granularity, stages=3)
     method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
-    builder = ExpertBuilder(family, components, method, codec, limit_bytes=10**9)
+    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=10**9)
     return Evaluator(builder, runs, dtype, StateCache(limit_bytes))
 
 
-def neighbours(evaluator: Evaluator, count: int) -> list[Grouping]:
+def neighbours(evaluator: Evaluator, count: int) -> list[Configuration]:
     """Returns configurations each of which is a step from the one before, as a search meets them."""
     space = SearchSpace(tuple(part.name for part in evaluator.builder.components), tuple(evaluator.runs))
     rng = np.random.default_rng(0)
     walk = [space.random(rng)]
     while len(walk) < count:
         walk.append(space.mutate(walk[-1], rng))
-    return [configuration.grouping for configuration in walk]
+    return walk
 
 
 @pytest.mark.parametrize("limit_bytes", [10**9, 50_000])
@@ -94,9 +94,9 @@ def test_a_chain_that_differs_in_its_last_stage_runs_that_stage_alone(
         second = tuple((0, 1, 1) if name == "mlp.2" else (0, 0, 0) for name in names)
         task = next(iter(evaluator.runs))
         batches = len(evaluator.runs[task].batches)
-        evaluator.logits(task, evaluator.builder.chain(first, task))
+        evaluator.logits(task, evaluator.builder.chain(Configuration(first), task))
         before = evaluator.reuse
-        evaluator.logits(task, evaluator.builder.chain(second, task))
+        evaluator.logits(task, evaluator.builder.chain(Configuration(second), task))
         assert evaluator.reuse - before == Reuse(blocks_asked=3 * batches, blocks_run=batches)
 
 
@@ -150,7 +150,7 @@ def speaking_evaluator(
         runs[spec.name] = asked_run(spec, speaker_model(tiny, family), rows, prompter)
     components = decompose(family.shapes, granularity, stages=3)
     method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
-    builder = ExpertBuilder(family, components, method, codec, limit_bytes=10**9)
+    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=10**9)
     return Evaluator(builder, runs, torch.float32, StateCache(limit_bytes))
 
 

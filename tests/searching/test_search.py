@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hf_merge.merging.grouping import Grouping, groups
+from hf_merge.merging.grouping import groups
 from hf_merge.searching import search
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.pareto import Reference, hypervolume
+from hf_merge.searching.population import random_population
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
-from hf_merge.searching.space import Configuration, SearchSpace, random_population
+from hf_merge.searching.space import SearchSpace
 
 
 SPACE = SearchSpace(("embedding", "attention", "mlp", "norm"), ("a", "b", "c", "d", "e", "f"))
@@ -28,7 +30,7 @@ class Synthetic:
     """Every pair of tasks that share an expert loses some score; how much, nobody tells the search."""
 
     space: SearchSpace
-    asked: list[Grouping] = field(default_factory=list)
+    asked: list[Configuration] = field(default_factory=list)
     ahead: int = 1
     prepared: list[int] = field(default_factory=list)
 
@@ -38,22 +40,22 @@ class Synthetic:
         drawn *= 2 / drawn.sum()
         return drawn
 
-    def evaluate(self, grouping: Grouping) -> Evaluation:
-        self.asked.append(grouping)
+    def evaluate(self, configuration: Configuration) -> Evaluation:
+        self.asked.append(configuration)
         losses, tasks = self.losses(), self.space.tasks
         scores = dict.fromkeys(tasks, 1.0)
-        for index, partition in enumerate(grouping):
+        for index, partition in enumerate(configuration.grouping):
             for group in groups(partition):
                 for first, second in combinations(group, 2):
                     scores[tasks[first]] -= losses[index, first, second]
                     scores[tasks[second]] -= losses[index, second, first]
-        return Evaluation(scores, self.cost(grouping))
+        return Evaluation(scores, self.cost(configuration))
 
-    def prepare(self, groupings: Sequence[Grouping]) -> None:
-        self.prepared.append(len(groupings))
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
+        self.prepared.append(len(configurations))
 
-    def cost(self, grouping: Grouping) -> float:
-        return sum(len(groups(partition)) for partition in grouping) / len(grouping)
+    def cost(self, configuration: Configuration) -> float:
+        return sum(len(groups(partition)) for partition in configuration.grouping) / len(configuration.grouping)
 
 
 def grams(space: SearchSpace) -> list[NDArray[np.float64]]:
@@ -71,7 +73,7 @@ def run(
 
 
 def volume_of(evaluator: Synthetic, configurations: list[Configuration]) -> float:
-    found = [evaluator.evaluate(configuration.grouping) for configuration in configurations]
+    found = [evaluator.evaluate(configuration) for configuration in configurations]
     return hypervolume([(entry.cost, entry.performance) for entry in found], REFERENCE)
 
 
@@ -150,7 +152,7 @@ def test_every_evaluation_is_told_in_its_order_with_the_volume_reached() -> None
     told: list[tuple[Measured, float]] = []
     archive, evaluator = run(on_evaluation=lambda measured, volume: told.append((measured, volume)))
     assert tuple(measured for measured, _ in told) == archive.measured
-    assert [measured.configuration.grouping for measured, _ in told] == evaluator.asked
+    assert [measured.configuration for measured, _ in told] == evaluator.asked
     volumes = [volume for _, volume in told]
     assert volumes == sorted(volumes)
     assert [(count, volumes[count - 1]) for count, _ in archive.history] == list(archive.history)
@@ -190,8 +192,8 @@ def test_the_largest_seed_works() -> None:
 
 def test_equal_performance_everywhere_does_no_harm() -> None:
     class Flat(Synthetic):
-        def evaluate(self, grouping: Grouping) -> Evaluation:
-            return Evaluation(dict.fromkeys(self.space.tasks, 0.5), self.cost(grouping))
+        def evaluate(self, configuration: Configuration) -> Evaluation:
+            return Evaluation(dict.fromkeys(self.space.tasks, 0.5), self.cost(configuration))
 
     archive = run_search(SPACE, Flat(SPACE), grams(SPACE), SMALL, REFERENCE)
     assert [entry.configuration for entry in archive.front()] == [SPACE.all_merged()]

@@ -11,6 +11,7 @@ import pytest
 from hf_merge.errors import HfMergeError, NonFiniteWeights
 from hf_merge.merging.grouping import Grouping
 from hf_merge.searching.building import Chain, reference_chain
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.ranks import Ranks
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
@@ -112,13 +113,13 @@ def test_every_pair_runs_once_and_scores_what_it_scores_alone(tiny_run: TinyRun,
     groupings = [point.grouping for point in tiny_run.front.points]
 
     def lead(first: Counting) -> None:
-        first.prepare(groupings[:2])
-        first.prepare(groupings)
+        first.prepare([Configuration(one) for one in groupings[:2]])
+        first.prepare([Configuration(one) for one in groupings])
         first.dismiss()
 
     led(evaluators, lead)
     for point in tiny_run.front.points:
-        found = evaluators[0].evaluate(point.grouping)
+        found = evaluators[0].evaluate(Configuration(point.grouping))
         assert (dict(found.scores), found.cost) == (dict(point.scores), point.cost)
     ran = [pair for evaluator in evaluators for pair in evaluator.ran]
     assert len(ran) == len(set(ran))
@@ -133,8 +134,10 @@ def pairs_of_each(evaluators: list[Counting], groupings: list[Grouping]) -> list
         first.run_pairs([(task, reference_chain(first.builder.components, ())) for task in first.runs])
         for start in range(0, len(groupings), first.ahead):
             block = groupings[start : start + first.ahead]
-            first.prepare(block)
-            found.extend((r.pairs_asked, r.pairs_run) for r in (first.evaluate(one).reuse for one in block))
+            first.prepare([Configuration(one) for one in block])
+            found.extend(
+                (r.pairs_asked, r.pairs_run) for r in (first.evaluate(Configuration(one)).reuse for one in block)
+            )
         first.dismiss()
 
     led(evaluators, lead)
@@ -164,7 +167,7 @@ def test_work_is_shared_evenly(tiny_run: TinyRun, crew: Crew) -> None:
     evaluators = crew(2)
 
     def lead(first: Counting) -> None:
-        first.prepare([point.grouping for point in tiny_run.front.points])
+        first.prepare([Configuration(point.grouping) for point in tiny_run.front.points])
         first.dismiss()
 
     led(evaluators, lead)
@@ -180,7 +183,7 @@ def test_an_error_of_one_rank_is_raised_on_all(tiny_run: TinyRun, crew: Crew, fa
 
     def lead(first: Counting) -> None:
         with pytest.raises(NonFiniteWeights, match="is broken"):
-            first.prepare([point.grouping for point in tiny_run.front.points])
+            first.prepare([Configuration(point.grouping) for point in tiny_run.front.points])
 
     errors = led(evaluators, lead)
     assert [type(error) for error in errors] == [NonFiniteWeights]
@@ -189,10 +192,10 @@ def test_an_error_of_one_rank_is_raised_on_all(tiny_run: TinyRun, crew: Crew, fa
 def test_what_was_run_before_is_not_shared_again(tiny_run: TinyRun, crew: Crew, tmp_path: Path) -> None:
     (alone,) = crew(1)
     grouping = tiny_run.front.points[0].grouping
-    alone.evaluate(grouping)
+    alone.evaluate(Configuration(grouping))
     ran = len(alone.ran)
-    alone.prepare([grouping])
-    alone.evaluate(grouping)
+    alone.prepare([Configuration(grouping)])
+    alone.evaluate(Configuration(grouping))
     assert len(alone.ran) == ran
 
 

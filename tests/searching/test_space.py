@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_merge.merging.grouping import canonical, is_canonical
-from hf_merge.searching.space import Configuration, SearchSpace, kmeans_population, random_population
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.population import kmeans_population, random_population
+from hf_merge.searching.space import SearchSpace
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -28,7 +30,7 @@ def test_configuration_refuses_labels_that_are_not_canonical() -> None:
 
 @pytest.mark.parametrize(("components", "tasks"), [((), ("a",)), (("model",), ())])
 def test_space_refuses_to_be_empty(components: tuple[str, ...], tasks: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="needs components and tasks"):
+    with pytest.raises(ValueError, match="needs components, tasks and methods"):
         SearchSpace(components, tasks)
 
 

@@ -16,6 +16,7 @@ from hf_merge.modeling.assembly import Head, skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
 from hf_merge.modeling.inputs import image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.configuration import Configuration
 from hf_merge.serving.router import RouterSettings, fit
 from hf_merge.serving.router_file import router_tensors
 from hf_merge.storing import front as fronts
@@ -36,7 +37,7 @@ SHARED = ((0, 0, 1),) * 4  # two tasks have the same chain
 def builder_of(family: Family, codec: str = "int8") -> ExpertBuilder:
     components = decompose(family.shapes, "type")
     method, coded = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve(codec)
-    return ExpertBuilder(family, components, method, coded, limit_bytes=10**9)
+    return ExpertBuilder(family, components, [method], coded, limit_bytes=10**9)
 
 
 def rows_of(tiny: TinyFamily, task: str, split: str = "validation") -> list[Any]:
@@ -75,13 +76,13 @@ def write(
 ) -> FrontPoint:
     """Writes the member of a grouping into `folder` and returns its point on a front."""
     builder = builder_of(family, codec)
-    keys = {key.id: key for key in builder.keys(grouping)}
+    keys = {key.id: key for key in builder.keys(Configuration(grouping))}
     for key in keys.values():  # whose cost is exact once built
         builder.expert(key)
     heads = {task: Head.of(tuned.config) for task, tuned in family.tasks.items()}
-    cost = builder.cost(grouping)
+    cost = builder.cost(Configuration(grouping))
     point = FrontPoint(
-        id=configuration_id(builder.components, builder.tasks, grouping, builder.method, builder.codec, cost),
+        id=configuration_id(builder.components, builder.tasks, grouping, builder.methods[0], builder.codec, cost),
         cost=cost,
         performance=cost / 4,
         normalised=cost / 4,
@@ -100,7 +101,7 @@ def write(
         model=ModelEntry(tiny.kind, None),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in builder.components),
         experts=(),
-        chains={task: tuple(key.id for key in builder.chain(grouping, task)) for task in family.tasks},
+        chains={task: tuple(key.id for key in builder.chain(Configuration(grouping), task)) for task in family.tasks},
         heads={},
         files={},
     )
@@ -132,7 +133,7 @@ def write_family(
     with opened(tiny) as family:
         router = trained_router(tiny, family) if routed else None
         builder = builder_of(family)
-        ordered = sorted(groupings, key=builder.cost)
+        ordered = sorted(groupings, key=lambda grouping: builder.cost(Configuration(grouping)))
         points = []
         for grouping in ordered:
             unnamed = folder / "members" / "unnamed"
@@ -154,7 +155,7 @@ def front_of(tiny: TinyFamily, family: Family, builder: ExpertBuilder, points: S
         granularity="type",
         components=tuple(component.name for component in builder.components),
         tasks={name: task.metric for name, task in tiny.tasks.items()},
-        method=builder.method.as_json(),
+        method=builder.methods[0].as_json(),
         codec=builder.codec.as_json(),
         dtype="float32",
         individual=scores,

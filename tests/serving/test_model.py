@@ -21,6 +21,7 @@ from hf_merge.errors import (
     ModelMismatch,
     RunFolderError,
 )
+from hf_merge.searching.configuration import Configuration
 from hf_merge.serving.model import MergeModel, MergeOutput
 from hf_merge.storing.families import Family
 from hf_merge.storing.library import Member
@@ -96,7 +97,7 @@ def test_a_member_answers_as_the_search_saw_it(
         for index, task in enumerate(model.tasks):
             seen = skeleton(tiny, family, task)
             seen.set_head(head_of(family, task))
-            for key in builder.chain(MIXED, task):
+            for key in builder.chain(Configuration(MIXED), task):
                 seen.set_backbone(builder.decoded(key), family.base.trunk)
             output = model(task, **batch)
             assert torch.equal(output.logits[:, : seen.num_labels], seen.logits(batch))

@@ -16,8 +16,8 @@ from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
 from hf_merge.workflow.build import MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, build, choose_points, read_router
 from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE
-from hf_merge.workflow.search import new_builder, search
+from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, read_run
+from hf_merge.workflow.search import configuration_of, new_builder, search
 from tests.tiny_runs import TinyRun
 
 
@@ -57,12 +57,13 @@ def require_the_logits_of_the_search(recipe: Recipe, points: Sequence[FrontPoint
     with open_project(recipe) as project:
         rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
         runs = task_runs(project, rows, Reader(project))
-        evaluator = Evaluator(new_builder(project, folder), runs, DTYPES[recipe.search.dtype])
+        evaluator = Evaluator(new_builder(project, folder, read_run(folder)[0]), runs, DTYPES[recipe.search.dtype])
         for point in points:
             model = MergeModel.from_pretrained(folder, budget=point.cost)
             assert model.chain_map.id == point.id
             for task, run in evaluator.runs.items():
-                seen = evaluator.logits(task, evaluator.builder.chain(point.grouping, task))
+                chain = evaluator.builder.chain(configuration_of(point, evaluator.builder), task)
+                seen = evaluator.logits(task, chain)
                 for batch in run.batches:
                     given = model(task=task, **batch.inputs).logits[:, : seen.shape[1]].float()
                     assert torch.equal(given, seen[list(batch.rows)])

@@ -65,32 +65,44 @@ def test_what_was_fitted_is_not_fitted_again(tiny_family: Families, tmp_path: Pa
 
 
 def test_every_group_has_coefficients_of_its_own(tiny_family: Families, tmp_path: Path) -> None:
-    recipe, spec = Recipe.parse(tiny_family("bert").recipe(), "test"), MethodSpec.resolve("expert_merging", {"rows": 3})
+    recipe, spec = (
+        Recipe.parse(tiny_family("bert").recipe(), "test"),
+        MethodSpec.resolve("expert_merging", {"rows": 3}),
+    )
     with open_project(recipe) as project:
         one, two, three = tasks = tuple(project.family.tasks)
-        known = GatheredOnce(project, spec, tmp_path, progress=False)
-        pair, all_of_them = known.of((one, two)), known.of(tasks)
+        known = GatheredOnce(project, tmp_path, progress=False)
+        pair, all_of_them = known.of(spec, (one, two)), known.of(spec, tasks)
         assert set(pair) == {one, two} and set(all_of_them) == {one, two, three}
         first, second = pair[one].find(WEIGHT), all_of_them[one].find(WEIGHT)
         assert first is not None and second is not None and not torch.equal(first.values, second.values)
-        assert known.of((one,)) == {}
+        assert known.of(spec, (one,)) == {}
         grouping = project.space().all_separate().grouping
-        apart = groups_within(project, (tuple([0, 0, 1]), *grouping[1:]))
-        assert list(apart.values())[0] == [(one, two), (three,)]
+        apart = groups_within(project, ((0, 0, 1), *grouping[1:]))
+        assert next(iter(apart.values())) == [(one, two), (three,)]
         assert merged_groups(project, tasks)["mlp"] == (tasks,)
 
 
 def test_coefficients_within_a_configuration_are_fitted_for_all_its_groups_together(
     tiny_family: Families, tmp_path: Path
 ) -> None:
-    recipe, spec = Recipe.parse(tiny_family("bert").recipe(), "test"), MethodSpec.resolve("expert_merging", {"rows": 3})
+    recipe = Recipe.parse(tiny_family("bert").recipe(), "test")
+    spec = MethodSpec.resolve("expert_merging", {"rows": 3, "within": "c0300-abcdef"})
     with open_project(recipe) as project:
         one, two, three = project.family.tasks
         grouping = tuple((0, 0, 1) for _ in project.components)
-        known = GatheredOnce(project, spec, tmp_path, within=grouping, progress=False)
-        found = known.of((one, two))
-        assert found is known.of((one, three)) and len(list(tmp_path.iterdir())) == 3
+        known = GatheredOnce(project, tmp_path, within={"c0300-abcdef": grouping}, progress=False)
+        found = known.of(spec, (one, two))
+        assert found is known.of(spec, (one, three)) and len(list(tmp_path.iterdir())) == 3
         assert found[one].find(WEIGHT) is not None and found[three].find(WEIGHT) is None
+
+
+def test_a_configuration_that_nobody_knows_is_refused(tiny_family: Families, tmp_path: Path) -> None:
+    spec = MethodSpec.resolve("expert_merging", {"within": "c0300-abcdef"})
+    with open_project(Recipe.parse(tiny_family("bert").recipe(), "test")) as project:
+        known = GatheredOnce(project, tmp_path, progress=False)
+        with pytest.raises(RecipeError, match="within is 'c0300-abcdef', and no such configuration is known"):
+            known.of(spec, tuple(project.family.tasks))
 
 
 def test_a_search_may_merge_its_groups_so(tiny_family: Families, tmp_path: Path) -> None:

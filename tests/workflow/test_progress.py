@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.running import Reuse
 from hf_merge.searching.search import Measured
-from hf_merge.searching.space import Configuration
 from hf_merge.storing.timings import Timings, read_timings
 from hf_merge.workflow.progress import Progress, event_line, followed
 

@@ -1,0 +1,109 @@
+"""Several merge methods in a recipe: searched component by component, built, loaded, told; and AutoMerge's preset."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_merge.errors import RecipeError
+from hf_merge.recipe import AUTOMERGE_METHODS, Recipe
+from hf_merge.searching.evaluation import weighted_score
+from hf_merge.storing.results import read as read_report
+from hf_merge.workflow.build import build
+from hf_merge.workflow.report import report
+from hf_merge.workflow.run_folder import REPORT_FILE, read_run
+from hf_merge.workflow.search import search
+from tests.tiny_models import TinyFamily
+from tests.workflow.test_build import require_the_logits_of_the_search
+
+
+Families = Callable[[str], TinyFamily]
+METHODS = ["average", {"name": "ties", "density": 0.5}, "task_arithmetic"]
+FEW = {"population": 6, "evaluations": 14, "validation_rows": 20}
+
+
+def _recipe(family: TinyFamily, methods: Any = METHODS, **search: Any) -> Recipe:
+    return Recipe.parse(family.recipe(merge={"methods": methods}, search={**FEW, **search}), "test")
+
+
+def test_what_a_search_chose_is_built_measured_and_loaded(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
+    front = search(recipe, run, progress=False)
+    merged = [point for point in front.points if point.id != front.controls["all-separate"].id]
+    assert {method["name"] for point in merged for method in point.methods or ()} > {"average"}
+    folders = build(run, progress=False)
+    require_the_logits_of_the_search(recipe, front.points, run)
+    for folder in folders:
+        point = front.point(folder.name)
+        assert point is not None and point.methods is not None
+        chains = json.loads((folder / "chains.json").read_text())
+        chosen = dict(zip(front.components, point.methods, strict=True))
+        for expert in chains["experts"]:
+            if len(expert["members"]) > 1:
+                assert expert["method"] == chosen[expert["component"]]
+    card = (folders[0] / "README.md").read_text()
+    assert "merged by" in card and "one of several, chosen for each component" in card
+    measured = report(run, progress=False)
+    assert measured == read_report(run / REPORT_FILE) and len(measured.rows) > len(front.points)
+
+
+def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
+    recipe = _recipe(tiny_family("distilbert"))
+    whole = search(recipe, tmp_path / "whole", progress=False)
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    search(recipe, tmp_path / "cut", progress=False)
+    (tmp_path / "cut" / "journal.jsonl").write_bytes(b"".join(lines[:8]))
+    (tmp_path / "cut" / "front.json").unlink()
+    assert search(recipe, tmp_path / "cut", resume=True, progress=False) == whole
+
+
+def test_automerge_keeps_one_group_and_beats_or_equals_every_single_method(
+    tiny_family: Families, tmp_path: Path
+) -> None:
+    document = tiny_family("bert").recipe(search={"preset": "automerge", **FEW, "population": 20, "evaluations": 24})
+    recipe = Recipe.parse(document, "test")
+    assert len(recipe.merge.methods) == len(AUTOMERGE_METHODS) == 20
+    front = search(recipe, tmp_path / "run", progress=False)
+    assert all(set(column) == {0} for point in front.points for column in point.grouping)
+    journal = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    tried = [entry for entry in (line.get("record", line) for line in journal) if entry.get("kind") == "evaluation"]
+    uniform = [entry["performance"] for entry in tried if len(set(entry["methods"])) == 1]
+    assert len(uniform) == 20 and len(tried) == 24
+    assert max(point.performance for point in front.points) >= max(uniform)
+
+
+def test_tasks_far_from_the_mean_count_more_where_asked(tiny_family: Families, tmp_path: Path) -> None:
+    front = search(_recipe(tiny_family("distilbert"), deviation=1.0), tmp_path / "run", progress=False)
+    for point in front.points:
+        values = list(point.scores.values())
+        mean = sum(values) / len(values)
+        far = max(abs(value - mean) for value in values)
+        weights = [1 + (abs(value - mean) / far if far else 0.0) for value in values]
+        expected = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+        assert point.performance == pytest.approx(expected)
+    assert any(point.performance != pytest.approx(sum(point.scores.values()) / 3) for point in front.points)
+
+
+def test_equal_scores_weigh_the_same() -> None:
+    assert weighted_score({"a": 0.5, "b": 0.5}, 1.0) == 0.5
+    assert weighted_score({"a": 0.0, "b": 0.9}, 0.0) == 0.45
+
+
+def test_a_method_given_twice_is_refused(tiny_family: Families, tmp_path: Path) -> None:
+    doubled = ["average", {"name": "ties"}, {"name": "ties", "density": 0.2}]
+    with pytest.raises(RecipeError, match=r"merge.methods gives .*'ties'.* twice"):
+        search(_recipe(tiny_family("bert"), doubled), tmp_path / "run", progress=False)
+
+
+def test_several_codecs_are_refused(tiny_family: Families) -> None:
+    with pytest.raises(RecipeError, match="2 entries given; one codec stores all experts"):
+        Recipe.parse(tiny_family("bert").recipe(merge={"codecs": ["int8", "full"]}), "test")
+
+
+def test_a_front_of_a_single_method_is_written_as_before(tiny_family: Families, tmp_path: Path) -> None:
+    search(_recipe(tiny_family("distilbert"), ["average"], evaluations=6), tmp_path / "run", progress=False)
+    assert '"methods"' not in (tmp_path / "run" / "front.json").read_text()
+    front, _ = read_run(tmp_path / "run")
+    assert all(point.methods is None for point in front.points)
