@@ -82,7 +82,7 @@ THIRD_PARTIES = {
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.saving")),
     "jinja2": Place(loading=("storing.markdown",)),
-    "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.grouping_plot", "storing.search_plot")),
+    "matplotlib": Place(inside=("storing.canvas", "storing.plots", "storing.*_plot")),
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
     "peft": Place(inside=("modeling.adapters",)),
     "PIL": Place(
