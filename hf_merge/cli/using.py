@@ -1,5 +1,6 @@
 """The commands that look at what was made, ask it, and measure it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from hf_merge.cli.commands import app, command, print_document
 from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath
+from hf_merge.errors import InputError
 
 
 @app.command()
@@ -89,12 +91,29 @@ def report(
     of_search: Annotated[
         bool, typer.Option("--search", help="Only tell and draw how the search went; nothing is measured.")
     ] = False,
+    analyses: Annotated[
+        bool, typer.Option("--analyses", help="Of a measured run, tell what its tasks and components share and need.")
+    ] = False,
+    further: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="With --analyses: pool this run of another seed; repeatable."),
+    ] = None,
+    unseen: Annotated[
+        Path | None,
+        typer.Option("--unseen", metavar="RECIPE", help="With --analyses: serve this recipe's tasks, never merged."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure the whole front and both controls on test rows, and draw the Pareto plot and how the search went."""
     from dataclasses import asdict
 
+    if of_search and analyses:
+        raise InputError("--search measures nothing and --analyses does: give one of them.")
+    if analyses:
+        return _tell_analyses(run, further or (), unseen, as_json)
+    if further or unseen is not None:
+        raise InputError(f"{'--with' if further else '--unseen'} goes with --analyses: add it, or leave this out.")
     if of_search:
         from hf_merge.workflow.summary import report_search
         from hf_merge.workflow.tables import summary_table
@@ -107,6 +126,17 @@ def report(
 
     found = measure(run)
     print_document(asdict(found) if as_json else report_table(found))
+
+
+def _tell_analyses(run: Path, further: Sequence[Path], unseen: Path | None, as_json: bool) -> None:
+    from hf_merge.recipe import Recipe
+
+    strangers = None if unseen is None else Recipe.load(unseen)
+    from hf_merge.workflow.analyses import analyse
+    from hf_merge.workflow.findings import as_text
+
+    found = analyse(run, further=further, unseen=strangers)
+    print_document(found.as_json() if as_json else as_text(found))
 
 
 @app.command()

@@ -7,6 +7,7 @@ Source: MERGE, arXiv 2602.06552, Fig. 4, Table VIII and Fig. 5.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def marginal_utilities(points: Sequence[tuple[float, float]]) -> list[tuple[floa
     ordered = sorted(points, key=lambda point: point[0])
     return [
         ((cost + dearer) / 2, (better - value) / (dearer - cost))
-        for (cost, value), (dearer, better) in zip(ordered, ordered[1:], strict=False)
+        for (cost, value), (dearer, better) in pairwise(ordered)
         if dearer > cost
     ]
 

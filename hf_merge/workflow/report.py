@@ -39,16 +39,21 @@ def report(run: Path, *, progress: bool = True, access: hub.Access = hub.AS_USUA
         RunFolderError: The run has no finished search, or nothing of it is built yet.
     """
     front, recipe = read_run(run)
-    if len(front.tasks) > 1 and not (run / ROUTER_FILE).is_file():
-        raise RunFolderError(
-            f"{run} holds no {ROUTER_FILE}: its configurations are not built yet. Run: hf-merge build {run}"
-        )
+    require_built(run, front)
     with FolderLock(run), open_project(recipe, access=access) as project:
         found = _Measurement(project, front, run, progress).report()
         write_atomic(run / REPORT_FILE, results.dump(found))
         write_atomic(run / PLOT_FILE, plot_front(front, found))
         draw_search(run, front)
     return found
+
+
+def require_built(run: Path, front: Front) -> None:
+    """Raises RunFolderError where a run of several tasks holds no router: nothing of it is built yet."""
+    if len(front.tasks) > 1 and not (run / ROUTER_FILE).is_file():
+        raise RunFolderError(
+            f"{run} holds no {ROUTER_FILE}: its configurations are not built yet. Run: hf-merge build {run}"
+        )
 
 
 def as_routed(answers: NDArray[np.generic], own: NDArray[np.bool_]) -> NDArray[np.generic]:

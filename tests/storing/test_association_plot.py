@@ -1,4 +1,4 @@
-"""The networks of tasks: every pair drawn as strong as it is together, every name once per network, none on another."""
+"""The networks of tasks: every pair drawn as strong as it is together, every name once each, none on another."""
 
 from io import BytesIO
 from itertools import combinations
@@ -22,7 +22,7 @@ def weights(tasks: int, components: int) -> dict[str, list[list[float]]]:
     return found
 
 
-def networks(figure: Any) -> list[LineCollection]:
+def networks(figure: Any) -> list[Any]:
     return [part for part in figure.axes[0].collections if isinstance(part, LineCollection)]
 
 
