@@ -27,6 +27,7 @@ from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
 from hf_merge.storing.sensitivity_plot import plot_sensitivity
 from hf_merge.storing.strict_json import dumps
+from hf_merge.storing.utility_plot import plot_utility
 from hf_merge.workflow.findings import Analyses, Matrix, Sensitivity, Utility, as_markdown
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import require_built
@@ -36,7 +37,7 @@ from hf_merge.workflow.unseen import measure_unseen
 
 
 ANALYSES_FILE, TABLES_FILE = "analyses.json", "analyses.md"
-ASSOCIATIONS_PLOT, SENSITIVITY_PLOT = "associations.png", "sensitivity.png"
+ASSOCIATIONS_PLOT, SENSITIVITY_PLOT, UTILITY_PLOT = "associations.png", "sensitivity.png", "utility.png"
 ALL_RUNS = "all runs"
 _ALIKE = ("tasks", "base_sha256", "task_sha256", "components", "method", "codec")  # what pooled runs have in common
 
@@ -192,4 +193,6 @@ def _write(run: Path, found: Analyses) -> None:
     write_atomic(run / TABLES_FILE, as_markdown(found).encode())
     picture = plot_associations(list(found.tasks), found.associations, found.configurations)
     write_atomic(run / ASSOCIATIONS_PLOT, picture)
+    together = found.utility[0]
+    write_atomic(run / UTILITY_PLOT, plot_utility(together.validation_steps, together.test_steps))
     write_atomic(run / SENSITIVITY_PLOT, plot_sensitivity({row.component: row.drops for row in found.sensitivity}))

@@ -27,6 +27,7 @@ from hf_merge.workflow.analyses import (
     ASSOCIATIONS_PLOT,
     SENSITIVITY_PLOT,
     TABLES_FILE,
+    UTILITY_PLOT,
     analyse,
 )
 from hf_merge.workflow.build import build
@@ -170,7 +171,7 @@ def test_a_components_sensitivity_is_that_of_plain_models_with_it_merged(
 def test_what_is_written_is_what_is_returned(pooled: Analyses, measured: Path) -> None:
     assert json.loads((measured / ANALYSES_FILE).read_text()) == json.loads(json.dumps(pooled.as_json()))
     assert (measured / TABLES_FILE).read_text() == as_markdown(pooled)
-    for name in (ASSOCIATIONS_PLOT, SENSITIVITY_PLOT):
+    for name in (ASSOCIATIONS_PLOT, SENSITIVITY_PLOT, UTILITY_PLOT):
         assert (measured / name).read_bytes().startswith(b"\x89PNG")
 
 
