@@ -101,6 +101,27 @@ def merge(
 
 @app.command()
 @command
+def refine(
+    run: RunPath,
+    method: Annotated[
+        str, typer.Option("--method", help="Fit by this method: expert_merging, expert_merging_plus.")
+    ] = "expert_merging",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter of it; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit coefficients inside the groups of a front's configurations; keep those that score more."""
+    from hf_merge.workflow.refine import as_text
+    from hf_merge.workflow.refine import refine as fit
+
+    found = fit(run, method=method, settings=read_settings(settings or []))
+    print_document(found.as_json() if as_json else as_text(found))
+
+
+@app.command()
+@command
 def build(
     run: RunPath,
     out: Annotated[Path | None, typer.Option("--out", help="Write the family here instead of into RUN.")] = None,

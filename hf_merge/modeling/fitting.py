@@ -139,9 +139,12 @@ def fit_alignment(mixture: Mixture, fit: Fit, own: Callable[[str], Mapping[str, 
         fit: The tasks and the settings.
         own: Returns a task's own backbone weights by the base's names; called once for each task.
     """
-    lessons = {pupil.task: _lessons(pupil, own(pupil.task), fit.settings) for pupil in fit.pupils}
-    rows = max(len(part) for part in lessons.values())
-    turns = [(pupil, row) for row in range(rows) for pupil in fit.pupils if row < len(lessons[pupil.task])]
+    merged = [pupil for pupil in fit.pupils if mixture.fitted(pupil.task)]
+    lessons = {pupil.task: _lessons(pupil, own(pupil.task), fit.settings) for pupil in merged}
+    rows = max((len(part) for part in lessons.values()), default=0)
+    turns = [(pupil, row) for row in range(rows) for pupil in merged if row < len(lessons[pupil.task])]
+    if not turns:
+        return
     rate, together = float(fit.settings["rate"]), int(fit.settings["accumulate"])
     optimiser = torch.optim.AdamW(list(mixture.numbers.values()), lr=rate, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(

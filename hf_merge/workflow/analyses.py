@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_merge.errors import RunFolderError, some
+from hf_merge.errors import RunFolderError
 from hf_merge.merging.components import BASE
 from hf_merge.merging.grouping import all_merged
 from hf_merge.recipe import Recipe
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator, mean_score
 from hf_merge.searching.insight import associations, marginal_utilities, rank_correlation
 from hf_merge.searching.states import StateCache
@@ -31,7 +32,7 @@ from hf_merge.storing.utility_plot import plot_utility
 from hf_merge.workflow.findings import Analyses, Matrix, Sensitivity, Utility, as_markdown
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import require_built
-from hf_merge.workflow.run_folder import read_report, read_run
+from hf_merge.workflow.run_folder import read_report, read_run, require_same_weights
 from hf_merge.workflow.search import STATE_BYTES, new_builder
 from hf_merge.workflow.unseen import measure_unseen
 
@@ -67,7 +68,7 @@ def analyse(
     runs = [_read(path) for path in (run, *further)]
     _require_poolable(runs)
     with FolderLock(run), open_project(recipe, access=access) as project:
-        _require_searched(project, front, run)
+        require_same_weights(run, front, project.family.digests())
         served = None
         if unseen is not None:  # first, as it may be refused
             measured = runs[0].report
@@ -129,16 +130,6 @@ def _require_poolable(runs: Sequence[_Measured]) -> None:
             raise RunFolderError(f"{other.path} is named twice; name every run once.")
 
 
-def _require_searched(project: Project, front: Front, run: Path) -> None:
-    """Raises RunFolderError where a checkpoint is not the one that was searched: the front would be another's."""
-    searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
-    changed = [name for name, digest in project.family.digests().items() if searched.get(name) != digest]
-    if changed:
-        raise RunFolderError(
-            f"The weights of {some(changed)} are not those that {run} was searched on (another SHA-256). Search again."
-        )
-
-
 def _utilities(runs: Sequence[_Measured]) -> tuple[Utility, ...]:
     """Returns what storage buys: of all runs together first where there are several."""
     names = [str(run.path) for run in runs]
@@ -166,6 +157,8 @@ def _associations(runs: Sequence[_Measured]) -> dict[str, Matrix]:
 def _sensitivity(project: Project, run: Path, progress: bool) -> tuple[Mapping[str, float], tuple[Sensitivity, ...]]:
     """Returns the scores with all tasks kept apart, and what merging each component alone takes from them.
 
+    Of a recipe with several merge methods it is the first that merges.
+
     Source: MERGE, arXiv 2602.06552, Fig. 1.
     """
     rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
@@ -177,11 +170,11 @@ def _sensitivity(project: Project, run: Path, progress: bool) -> tuple[Mapping[s
     )
     space = project.space()
     separate = space.all_separate().grouping
-    kept = evaluator.evaluate(separate).scores
+    kept = evaluator.evaluate(Configuration(separate)).scores
     found = []
     for index in tqdm(space.searched, desc="sensitivity", unit="component", disable=not progress):
         merged = (*separate[:index], all_merged(len(space.tasks)), *separate[index + 1 :])
-        scores = evaluator.evaluate(merged).scores
+        scores = evaluator.evaluate(Configuration(merged)).scores
         drops = {task: kept[task] - scores[task] for task in kept}
         found.append(Sensitivity(space.components[index], mean_score(drops), drops))
     return kept, tuple(sorted(found, key=lambda row: (-row.drop, row.component)))

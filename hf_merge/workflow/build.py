@@ -37,6 +37,7 @@ from hf_merge.workflow.run_folder import (
     REPORT_FILE,
     read_report,
     read_run,
+    require_same_weights,
 )
 from hf_merge.workflow.search import configuration_of, new_builder
 
@@ -75,7 +76,7 @@ def build(
     family_folder = out or run
     chosen = choose_points(front, configs, max_configs)
     with open_project(recipe, access=access) as project:
-        _require_same_sources(project, front)
+        require_same_weights(run, front, project.family.digests())
         _require_ours(family_folder, run)
         with disk.naming(family_folder):
             family_folder.mkdir(parents=True, exist_ok=True)
@@ -248,16 +249,6 @@ def _base(project: Project) -> BaseRef:
     recipe = project.recipe.base
     name = recipe.model if recipe.revision is not None else Path(recipe.model).name
     return BaseRef(name, recipe.revision, project.family.parameters, 32)
-
-
-def _require_same_sources(project: Project, front: Front) -> None:
-    """Raises RunFolderError where a checkpoint changed since the search: the scores would be another's."""
-    searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
-    changed = [name for name, digest in project.family.digests().items() if searched.get(name) != digest]
-    if changed:
-        raise RunFolderError(
-            f"The weights of {', '.join(changed)} are not those that were searched (another SHA-256). Search again."
-        )
 
 
 def _require_ours(folder: Path, run: Path) -> None:

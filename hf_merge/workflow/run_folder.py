@@ -1,10 +1,11 @@
 """A run folder: what it is called inside, whether it is free for a recipe, and what a finished one holds."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from hf_merge.errors import RunFolderError
+from hf_merge.errors import RunFolderError, some
 from hf_merge.recipe import Recipe, differences
 from hf_merge.storing import disk, results
 from hf_merge.storing import front as fronts
@@ -118,6 +119,25 @@ def read_run(run: Path) -> tuple[Front, Recipe]:
     if not (run / FRONT_FILE).is_file():
         raise RunFolderError(unfinished(run))
     return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
+
+
+def require_same_weights(run: Path, front: Front, digests: Mapping[str, str]) -> None:
+    """Checks that checkpoints are those that a front was searched on: the scores would be another's.
+
+    Args:
+        run: The run folder, for the message.
+        front: Its front.
+        digests: The SHA-256 of each checkpoint as it is now, by `base` and `task <name>`.
+
+    Raises:
+        RunFolderError: They are not; the message names them.
+    """
+    searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
+    changed = [name for name, digest in digests.items() if searched.get(name) != digest]
+    if changed:
+        raise RunFolderError(
+            f"The weights of {some(changed)} are not those that {run} was searched on (another SHA-256). Search again."
+        )
 
 
 def read_report(run: Path, front: Front) -> Report | None:

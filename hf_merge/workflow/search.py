@@ -21,7 +21,7 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.task_vectors import Geometry, measure
 from hf_merge.recipe import Recipe
 from hf_merge.searching.building import ExpertBuilder, reference_chain
-from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.configuration import Configuration, is_separate
 from hf_merge.searching.evaluation import Evaluation, weighted_score
 from hf_merge.searching.pareto import Reference
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks, device_of
@@ -197,7 +197,9 @@ def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
 
 def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:
     """Returns the configuration of a point, for a builder that knows its methods."""
-    return Configuration(point.grouping, tuple(builder.methods.index(spec) for spec in methods_of(point)))
+    chosen = zip(point.grouping, methods_of(point), strict=False)
+    numbers = (0 if is_separate(partition) else builder.methods.index(spec) for partition, spec in chosen)
+    return Configuration(point.grouping, tuple(numbers))
 
 
 def _total(project: Project) -> int:

@@ -35,7 +35,7 @@ from hf_merge.storing.results import Report
 from hf_merge.workflow.build import read_router
 from hf_merge.workflow.findings import Unseen, UnseenRow
 from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_rows, open_project, task_runs
-from hf_merge.workflow.search import new_builder
+from hf_merge.workflow.search import configuration_of, new_builder
 
 
 CHEAPEST, BEST_SEEN, BEST_UNSEEN = "cheapest", "best on validation rows", "best on unseen rows, chosen by them"
@@ -106,7 +106,7 @@ class _Hosting:
             family=replace(project.family, tasks=guest.family.tasks),
         )
         self._rows = {task: data.test for task, data in load_rows(guest.recipe, guest.heads).items()}
-        self._builder = new_builder(project, run)
+        self._builder = new_builder(project, run, front)
         self._runner = ChainRunner(self._builder, DTYPES[front.dtype], StateCache(0))
         self._own = task_runs(guest, self._rows, self._reader)
         self._routed = self._routes(project, run)
@@ -155,12 +155,12 @@ class _Hosting:
 
     def _scores(self, point: FrontPoint) -> dict[str, float]:
         """Returns every unseen task's score under a configuration."""
-        scores = {}
+        scores, chains, configuration = {}, self._builder, configuration_of(point, self._builder)
         for task, own in self._own.items():
             places, answers = [], []
             for seen, (rows, part) in self._parts[task].items():
                 places.append(rows)
-                answers.append(self._answered(task, seen, part, self._builder.chain(point.grouping, seen)))
+                answers.append(self._answered(task, seen, part, chains.chain(configuration, seen)))
             back = np.argsort(np.concatenate(places))
             scores[task] = score(own.metric, np.concatenate(answers)[back], own.labels)
         return scores
@@ -176,7 +176,7 @@ class _Hosting:
         guest = self._guest
         # Nothing is merged here, so that what a method may need beside the weights is never asked for.
         builder = ExpertBuilder(
-            guest.family, guest.components, guest.method, guest.codec, limit_bytes=2 * guest.family.parameters
+            guest.family, guest.components, guest.methods, guest.codec, limit_bytes=2 * guest.family.parameters
         )
         evaluator = Evaluator(builder, self._own, DTYPES[self._front.dtype])
         base, own = {}, {}
