@@ -144,24 +144,28 @@ def _tell_analyses(run: Path, further: Sequence[Path], unseen: Path | None, as_j
 def compare(
     recipe: RecipePath,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Compare only this merge method; repeatable.")
+        list[str] | None,
+        typer.Option("--method", help="Compare only this merge method or peer (emr, twin); repeatable."),
     ] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option("--run", help="A run folder of this recipe, measured by report; repeatable, one per seed."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write comparison.json and comparison.md into this folder.")
+        Path | None, typer.Option("--out", help="Write comparison.json, .md and .png into this folder.")
     ] = None,
+    routed: Annotated[
+        bool, typer.Option("--routed", help="Train the router, and score with the task found by it as well.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure every merge method on the recipe's tasks, merged into one model, beside what searches found."""
+    """Measure every merge method on the recipe's tasks, beside dynamic peers and what searches found."""
     from hf_merge.recipe import Recipe
 
     wanted = Recipe.load(recipe)
     from hf_merge.workflow.compare import compare as measure
     from hf_merge.workflow.comparison import as_text
 
-    found = measure(wanted, chosen=method or (), runs=run or (), out=out)
+    found = measure(wanted, chosen=method or (), runs=run or (), out=out, routed=routed)
     print_document(found.as_json() if as_json else as_text(found))

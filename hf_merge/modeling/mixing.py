@@ -10,8 +10,8 @@ Source: arithmetic; the mixture is that of Twin-Merging, arXiv 2406.15479, eq. 6
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TypeAlias, get_args
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +19,9 @@ from hf_merge.errors import UnsupportedArchitecture
 from hf_merge.merging.peers.twin import Exclusives
 from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.skeletons import PartSlot
+
+
+_Layer: TypeAlias = nn.Linear | Conv1D | nn.Embedding
 
 
 @contextmanager
@@ -45,11 +48,13 @@ def mixed(model: TaskModel, parts: Mapping[str, Exclusives], shares: Tensor) -> 
         yield
 
 
-def _layers(model: TaskModel, name: str) -> list[nn.Module]:
+def _layers(model: TaskModel, name: str) -> list[_Layer]:
     """Returns the layers that use a matrix; several where it is tied."""
     slot = model.slots[name]
-    layers = [] if isinstance(slot, PartSlot) else [module for module, place in slot.places if place == "weight"]
-    other = next((module for module in layers if type(module) not in (nn.Linear, Conv1D, nn.Embedding)), None)
+    places = [] if isinstance(slot, PartSlot) else [module for module, _ in slot.places]
+    # What inherits from these may do more than they do.
+    layers = [module for module in places if isinstance(module, _Layer) and type(module) in get_args(_Layer)]
+    other = next((module for module in places if module not in layers), None)
     if other is not None or not layers:
         found = "fused with others" if other is None else f"in {type(other).__name__}"
         raise UnsupportedArchitecture(
@@ -60,7 +65,7 @@ def _layers(model: TaskModel, name: str) -> list[nn.Module]:
 
 
 def _adding(
-    name: str, module: nn.Module, part: Exclusives, shares: Tensor
+    name: str, module: _Layer, part: Exclusives, shares: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     """Returns the hook that adds a matrix's parts to what its layer gives."""
     tasks, rank = part.b.shape[0], part.b.shape[2]
@@ -74,7 +79,7 @@ def _adding(
         inputs = given[0]
         if inputs.shape[0] not in (1, len(each)):
             raise UnsupportedArchitecture(
-                f"'{name}' is given {list(inputs.shape)} for {len(each)} rows, so that rows cannot be mixed one by one."
+                f"'{name}' is given {list(inputs.shape)} for {len(each)} rows, so that rows cannot be mixed."
             )
         middle = nn.functional.embedding(inputs, into) if isinstance(module, nn.Embedding) else inputs @ into
         scale = each.view(len(each), *(1 for _ in middle.shape[1:-1]), -1)

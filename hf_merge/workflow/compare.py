@@ -1,41 +1,54 @@
 """`hf-merge compare`: every static merge of a recipe's tasks measured on the same rows, beside what searches found.
 
-Every method merges all tasks into one model, at full precision; each task keeps its head. What a search found is read
-from its run folder, where `hf-merge report` measured it on the same test rows.
+Every method merges all tasks into one model, at full precision; each task keeps its head. Dynamic peers keep something
+of each task beside it. What a search found is read from its run folder, where `hf-merge report` measured it on the
+same test rows. Under routing a row that is sent to another task counts as in `hf-merge report`.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
+from torch import Tensor
 from tqdm import tqdm
 
-from hf_merge.errors import InputError, RunFolderError
+from hf_merge.errors import InputError, RecipeError, RunFolderError, nearest
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.cost import normalised
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe, settings_of
 from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
 from hf_merge.searching.configuration import Configuration
-from hf_merge.searching.evaluation import Evaluator, mean_score
-from hf_merge.searching.running import TaskRun
+from hf_merge.searching.evaluation import mean_score, predictions
+from hf_merge.searching.metrics import score
+from hf_merge.searching.running import ChainRunner, TaskRun
 from hf_merge.searching.search import normalised_performance
+from hf_merge.searching.states import StateCache
 from hf_merge.storing import hub
+from hf_merge.storing.comparison_plot import Kind, plot_comparison
 from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
 from hf_merge.storing.strict_json import dumps
-from hf_merge.workflow.comparison import Comparison, Row, as_markdown, searched_rows
+from hf_merge.workflow.comparison import Comparison, Row, as_markdown, marks, searched_rows
 from hf_merge.workflow.gathering import GatheredOnce
+from hf_merge.workflow.memory import PeakMemory
+from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.report import as_routed
+from hf_merge.workflow.routing import Routing, routing_of
 from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_report, read_run
 
 
 logger = logging.getLogger(__name__)
+Answer: TypeAlias = Callable[[TaskRun], Tensor]
 INDIVIDUAL, PRETRAINED, INT8 = "individual fine-tunes", "pre-trained base", "individual fine-tunes, int8"
 
 
@@ -45,6 +58,7 @@ def compare(
     chosen: Sequence[str] = (),
     runs: Sequence[Path] = (),
     out: Path | None = None,
+    routed: bool = False,
     progress: bool = True,
     access: hub.Access = hub.AS_USUAL,
 ) -> Comparison:
@@ -52,24 +66,26 @@ def compare(
 
     Args:
         recipe: The tasks; its own merge method is compared with the settings that it gives.
-        chosen: The methods to compare; by default all.
+        chosen: The methods and peers to compare; by default all.
         runs: Run folders whose front was measured by `hf-merge report`; several seeds of one recipe become means.
-        out: A folder for `comparison.json`, `comparison.md` and what methods gather; None writes nothing.
+        out: A folder for `comparison.json`, `comparison.md`, `comparison.png`, the router and what methods gather;
+            None writes nothing.
+        routed: Train the recipe's router, and score every row with the task found by it as well.
         progress: Show progress on stderr.
         access: How to reach the Hub, where the sources are there.
 
     Raises:
-        RecipeError: A method is unknown.
+        RecipeError: A method or peer is unknown.
         RunFolderError: A run is of other checkpoints, or was not measured.
         DatasetError: A task's data lack what they need.
     """
-    specs = _specs(recipe, chosen)
+    specs, peers = _specs(recipe, chosen), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
         found = _read_runs(project, runs)
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="hf-merge-")))
-        bench = _Bench(project, folder / GATHERED_FOLDER, progress)
-        rows = [*bench.references(), *bench.statics(specs)]
+        bench = _Bench(project, folder, progress, routed=routed)
+        rows = [*bench.references(), *bench.statics(specs), *bench.peers(peers)]
         if found:
             rows += _searched(found, rows)
         comparison = Comparison(
@@ -79,13 +95,18 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "comparison.json", dumps(comparison.as_json(), indent=1))
         write_atomic(out / "comparison.md", as_markdown(comparison).encode())
+        write_atomic(out / "comparison.png", plot_comparison(marks(comparison)))
     return comparison
 
 
 def _specs(recipe: Recipe, chosen: Sequence[str]) -> list[MethodSpec]:
     """Returns the methods to compare; the recipe's own with the settings that it gives it."""
     own, settings = settings_of(recipe.merge.methods[0])
-    names = list(dict.fromkeys(chosen)) or list(methods.available())
+    known = [*methods.available(), *PEERS]
+    unknown = next((name for name in chosen if name not in known), None)
+    if unknown is not None:
+        raise RecipeError(f"Unknown merge method '{unknown}'.{nearest(unknown, known)}")
+    names = [name for name in dict.fromkeys(chosen or known) if name not in PEERS]
     if own not in names:
         names.append(own)
     return [MethodSpec.resolve(name, settings if name == own else {}) for name in names]
@@ -121,20 +142,25 @@ def _searched(runs: Sequence[tuple[Front, Report]], rows: Sequence[Row]) -> list
     own = str(runs[0][0].method["name"])
     statics = {row.name: row.validation for row in rows if row.name in methods.available() and row.validation}
     if own not in statics:
-        return [Row("MERGE", note=f"its own method '{own}' could not be measured, so there is nothing to beat")]
+        return [
+            Row(
+                "MERGE",
+                note=f"its own method '{own}' could not be measured, so there is nothing to beat",
+                kind="searched",
+            )
+        ]
     return searched_rows(runs, statics[own], max(statics.values()))
 
 
 class _Bench:
-    """Validation and test rows of all tasks, on which any chain can be scored."""
+    """Validation and test rows of all tasks, on which anything that answers them can be scored."""
 
-    def __init__(self, project: Project, folder: Path, progress: bool) -> None:
+    def __init__(self, project: Project, folder: Path, progress: bool, *, routed: bool) -> None:
         self._project, self._folder, self._progress = project, folder, progress
         data, reader = load_rows(project.recipe, project.heads), Reader(project)
-        self._rows: dict[str, dict[str, TaskRun]] = {
-            "validation": task_runs(project, {task: rows.search for task, rows in data.items()}, reader),
-            "test": task_runs(project, {task: rows.test for task, rows in data.items()}, reader),
-        }
+        self._validation = task_runs(project, {task: rows.search for task, rows in data.items()}, reader)
+        self._test = task_runs(project, {task: rows.test for task, rows in data.items()}, reader)
+        self._routing = routing_of(project, data, self._test, reader, folder, progress=progress) if routed else None
         self._own: Mapping[str, float] = {}
 
     def references(self) -> list[Row]:
@@ -145,25 +171,33 @@ class _Bench:
         own = {task: reference_chain(project.components, (task,)) for task in tasks}
         base = {task: reference_chain(project.components, ()) for task in tasks}
         heads = project.family.head_parameters() / project.family.parameters
-        individual = self._row(INDIVIDUAL, builder, own, project.family.individual_cost())
+        individual = self._row(INDIVIDUAL, "reference", self._under(builder, own))
         self._own = individual.scores
-        stored = self._row(INT8, builder, {task: builder.chain(separate, task) for task in tasks}, None)
+        eight = self._under(builder, {task: builder.chain(separate, task) for task in tasks})
+        stored = self._row(INT8, "reference", eight)
         return [
-            replace(individual, normalised=1.0),
+            replace(individual, cost=project.family.individual_cost(), normalised=1.0),
             replace(stored, cost=builder.cost(separate)),
-            self._row(PRETRAINED, builder, base, 1 + heads),
+            replace(self._row(PRETRAINED, "reference", self._under(builder, base)), cost=1 + heads),
         ]
 
     def statics(self, specs: Sequence[MethodSpec]) -> list[Row]:
         """Returns a row per method; one that cannot handle these models says why in its row."""
-        rows = []
-        for spec in tqdm(specs, desc="compare", unit="method", disable=not self._progress):
-            try:
-                rows.append(self._static(spec))
-            except InputError as error:
-                logger.warning("Method '%s' is left out: %s", spec.name, error)
-                rows.append(Row(spec.name, spec.mapping, note=str(error).split(". ")[0]))
-        return rows
+        bar = tqdm(specs, desc="compare", unit="method", disable=not self._progress)
+        return [self._or_why(Row(spec.name, spec.mapping, kind="static"), partial(self._static, spec)) for spec in bar]
+
+    def peers(self, names: Sequence[str]) -> list[Row]:
+        """Returns a row per dynamic peer; one that cannot handle these models says why in its row."""
+        bar = tqdm(names, desc="compare", unit="peer", disable=not self._progress or not names)
+        return [self._or_why(Row(PEERS[name][0], kind="peer"), partial(self._peer, name)) for name in bar]
+
+    def _or_why(self, empty: Row, measure: Callable[[], Row]) -> Row:
+        """Returns a row, or an empty one that says why there is none."""
+        try:
+            return measure()
+        except InputError as error:
+            logger.warning("'%s' is left out: %s", empty.name, error)
+            return replace(empty, note=_first_sentence(error))
 
     def _static(self, spec: MethodSpec) -> Row:
         """Returns what all tasks merged into one model score."""
@@ -171,34 +205,84 @@ class _Bench:
         builder = self._builder(spec, CodecSpec.resolve("full"))
         grouping = Configuration(project.space().all_merged().grouping)
         began = time.perf_counter()
-        builder.gather()
-        for key in builder.keys(grouping):
-            builder.expert(key)
+        with PeakMemory() as peak:
+            builder.gather()
+            for key in builder.keys(grouping):
+                builder.expert(key)
         seconds = time.perf_counter() - began
         chains = {task: builder.chain(grouping, task) for task in project.family.tasks}
-        row = self._row(spec.name, builder, chains, builder.cost(grouping))
-        return replace(row, settings=spec.mapping, seconds=seconds)
+        row = self._row(spec.name, "static", self._under(builder, chains))
+        cost = builder.cost(grouping)
+        return replace(row, settings=spec.mapping, cost=cost, seconds=seconds, peak_megabytes=peak.megabytes)
+
+    def _peer(self, name: str) -> Row:
+        """Returns what a dynamic peer scores."""
+        project, (title, make) = self._project, PEERS[name]
+        began = time.perf_counter()
+        with PeakMemory() as peak:
+            peer = make(project, progress=self._progress)
+        seconds = time.perf_counter() - began
+        row = self._row(title, "peer", lambda run: answers(project, run, peer.weights(run.name)), peer.routed)
+        return replace(
+            row,
+            settings=peer.settings,
+            cost=normalised(peer.parameters + project.family.head_parameters(), project.family.parameters),
+            seconds=seconds,
+            peak_megabytes=peak.megabytes,
+            remark="; ".join(part for part in (peer.remark, row.remark) if part is not None),
+        )
 
     def _builder(self, spec: MethodSpec, codec: CodecSpec) -> ExpertBuilder:
         project = self._project
-        known = GatheredOnce(project, self._folder, progress=self._progress)
+        known = GatheredOnce(project, self._folder / GATHERED_FOLDER, progress=self._progress)
         limit = 5 * project.family.parameters  # one whole model at full precision, and what its quantisation adds
         return ExpertBuilder(project.family, project.components, [spec], codec, limit_bytes=limit, gathered=known)
 
-    def _row(self, name: str, builder: ExpertBuilder, chains: Mapping[str, Chain], cost: float | None) -> Row:
-        """Returns what chains score on validation and test rows."""
-        dtype = DTYPES[self._project.recipe.search.dtype]
-        scores = {}
-        for split, runs in self._rows.items():
-            evaluator = Evaluator(builder, runs, dtype)
-            scores[split] = {task: evaluator.score(task, chain) for task, chain in chains.items()}
-        test = scores["test"]
-        share = normalised_performance(test, self._own) if self._own else None
-        return Row(
-            name,
-            cost=cost,
-            validation=mean_score(scores["validation"]),
-            test=mean_score(test),
-            normalised=share,
-            scores=test,
-        )
+    def _under(self, builder: ExpertBuilder, chains: Mapping[str, Chain]) -> Answer:
+        """Returns what answers a task's rows under its chain."""
+        runner = ChainRunner(builder, DTYPES[self._project.recipe.search.dtype], StateCache(0))
+        return lambda run: runner.logits(run, chains[run.name])[0]
+
+    def _row(
+        self, name: str, kind: Kind, answer: Answer, routed: Callable[[TaskRun, Tensor], Tensor] | None = None
+    ) -> Row:
+        """Returns what `answer` scores on validation and test rows.
+
+        Args:
+            name: What the row is called.
+            kind: What it is.
+            answer: Returns the logits of a task's rows, the task known.
+            routed: Returns them given the router's probabilities; by default rows are answered as if it were known,
+                for what a router decides is the head alone, or a model that answers in another task's labels.
+        """
+        validation = {
+            task: score(run.metric, predictions(answer(run)), run.labels) for task, run in self._validation.items()
+        }
+        logits = {task: answer(run) for task, run in self._test.items()}
+        test = {task: score(run.metric, predictions(logits[task]), run.labels) for task, run in self._test.items()}
+        row = Row(name, kind=kind, validation=mean_score(validation), test=mean_score(test), scores=test)
+        if self._own:
+            row = replace(row, normalised=normalised_performance(test, self._own))
+        return row if self._routing is None else self._with_routing(row, self._routing, logits, routed)
+
+    def _with_routing(
+        self,
+        row: Row,
+        routing: Routing,
+        logits: Mapping[str, Tensor],
+        routed: Callable[[TaskRun, Tensor], Tensor] | None,
+    ) -> Row:
+        """Returns a row with what it scores on test rows when a router has to find the task."""
+        found = {}
+        for task, run in self._test.items():
+            try:
+                given = logits[task] if routed is None else routed(run, routing.shares[task])
+            except InputError as error:
+                logger.warning("'%s' has no routed score: %s", row.name, error)
+                return replace(row, remark=f"no routed score: {_first_sentence(error)}")
+            found[task] = score(run.metric, as_routed(predictions(given), routing.own(task)), run.labels)
+        return replace(row, routed=mean_score(found), routed_scores=found)
+
+
+def _first_sentence(error: InputError) -> str:
+    return str(error).split(". ")[0].removesuffix(".")

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from hf_merge.storing.comparison_plot import Kind, Mark
 from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.storing.markdown import escape
 from hf_merge.storing.markdown import table as markdown_table
 from hf_merge.storing.results import Report
 from hf_merge.workflow.tables import text_table
@@ -22,12 +24,18 @@ class Row:
         validation: P on validation rows.
         test: P on test rows, the task known.
         normalised: The mean over tasks of the test score over the fine-tune's own.
-        routed: P on test rows, the task found by a run's router; None where no run tells.
+        routed: P on test rows, the task found by a router, a search's by its own; None where no router was asked.
         scores: The test score of every task.
+        routed_scores: The same, the task found by a router.
         seconds: What it took to merge, gathering included; None for what is not merged here.
+        peak_megabytes: The memory that merging took above what was held before, in 10^6 bytes; None as well where it
+            cannot be measured.
         runs: How many runs it is the mean of; 0 for what is no search.
-        cost_deviation, test_deviation: The standard deviations over runs; None for fewer than two.
+        cost_deviation, test_deviation, normalised_deviation: The standard deviations over runs; None for fewer than
+            two.
         note: Why there is nothing to tell; None where there is.
+        remark: What else has to be known of its figures; None where nothing.
+        kind: What it is: one of `KINDS`.
     """
 
     name: str
@@ -38,11 +46,16 @@ class Row:
     normalised: float | None = None
     routed: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    routed_scores: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    peak_megabytes: float | None = None
     runs: int = 0
     cost_deviation: float | None = None
     test_deviation: float | None = None
+    normalised_deviation: float | None = None
     note: str | None = None
+    remark: str | None = None
+    kind: Kind = "static"
 
 
 @dataclass(frozen=True)
@@ -94,10 +107,10 @@ def _cheapest_above(front: Front, limit: float) -> FrontPoint | None:
 def _mean_row(name: str, chosen: Sequence[tuple[FrontPoint, Report]], runs: int) -> Row:
     """Returns the mean of the chosen points of several runs."""
     if len(chosen) < runs:
-        return Row(name, note=f"{runs - len(chosen)} of {runs} runs have no such point")
+        return Row(name, note=f"{runs - len(chosen)} of {runs} runs have no such point", kind="searched")
     found = [scores for point, report in chosen if (scores := report.scores(point.id)) is not None]
     if len(found) < runs:
-        return Row(name, note="a run's report.json lacks the point; run hf-merge report again")
+        return Row(name, note="a run's report.json lacks the point; run hf-merge report again", kind="searched")
     routed = [scores.routed for scores in found if scores.routed is not None]
     normalised = [scores.oracle_normalised for scores in found if scores.oracle_normalised is not None]
     return Row(
@@ -107,26 +120,50 @@ def _mean_row(name: str, chosen: Sequence[tuple[FrontPoint, Report]], runs: int)
         test=mean(scores.oracle for scores in found),
         normalised=mean(normalised) if len(normalised) == runs else None,
         routed=mean(routed) if len(routed) == runs else None,
-        scores={task: mean(scores.oracle_scores[task] for scores in found) for task in found[0].oracle_scores},
+        scores=_means([scores.oracle_scores for scores in found]),
+        routed_scores=_means([scores.routed_scores for scores in found]) if len(routed) == runs else {},
         runs=runs,
         cost_deviation=stdev(scores.cost for scores in found) if runs > 1 else None,
         test_deviation=stdev(scores.oracle for scores in found) if runs > 1 else None,
+        normalised_deviation=stdev(normalised) if len(normalised) == runs > 1 else None,
+        kind="searched",
     )
 
 
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {task: mean(found[task] for found in scores) for task in scores[0]}
+
+
 def as_text(comparison: Comparison) -> str:
-    """Returns the comparison as a table for a terminal."""
-    return text_table(_header(comparison), _cells(comparison))
+    """Returns the comparison as a table for a terminal, with what has to be known of some rows below it."""
+    return "\n".join([text_table(_header(comparison), _cells(comparison)), *_remarks(comparison)])
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Returns the comparison as a table in Markdown."""
+    """Returns the comparison as a table in Markdown, with what has to be known of some rows below it."""
     header = _header(comparison)
-    return str(markdown_table(header, _cells(comparison), right=len(header) - 1)) + "\n"
+    table = str(markdown_table(header, _cells(comparison), right=len(header) - 1))
+    return "\n\n".join([table, *map(escape, _remarks(comparison))]) + "\n"
+
+
+def marks(comparison: Comparison) -> list[Mark]:
+    """Returns what a plot shows of the rows: those whose cost and share of the fine-tunes' performance are known."""
+    return [
+        Mark(row.name, row.kind, row.cost, row.normalised, row.cost_deviation, row.normalised_deviation)
+        for row in comparison.rows
+        if row.cost is not None and row.normalised is not None
+    ]
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    return [f"{row.name}: {row.remark}." for row in comparison.rows if row.remark is not None]
 
 
 def _header(comparison: Comparison) -> list[str]:
-    return ["method", "C", "MB", "P validation", "P test", "% of individual", "P routed", "seconds", *comparison.tasks]
+    return [
+        "method", "C", "MB", "P validation", "P test", "% of individual", "P routed", "seconds", "peak MB",
+        *comparison.tasks,
+    ]  # fmt: skip
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
@@ -140,6 +177,7 @@ def _cells(comparison: Comparison) -> list[list[str]]:
             "-" if row.normalised is None else f"{100 * row.normalised:.1f}",
             _told(row.routed, 4),
             _told(row.seconds, 1),
+            _told(row.peak_megabytes, 0),
             *(_told(row.scores.get(task), 3) for task in comparison.tasks),
         ]
         for row in comparison.rows

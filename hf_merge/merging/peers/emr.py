@@ -86,11 +86,11 @@ def emr_merge(
     reader = GroupReader(tuple(members), CodecSpec.resolve("full"), shapes, base, members)
     unified: dict[str, NDArray[np.float32]] = {}
     masks: dict[str, dict[str, NDArray[np.uint8]]] = {task: {} for task in members}
-    sums = {task: (0.0, 0.0) for task in members}
+    sums = dict.fromkeys(members, (0.0, 0.0))
     for name, shape in shapes.items():
         vectors = partial(_task_vectors, reader, tuple(members), name)
-        unified[name] = elected(prod(shape), lambda found=vectors: (vector for _, vector in found()))
-        for task, vector in vectors():
+        unified[name] = elected(prod(shape), vectors)
+        for task, vector in zip(members, vectors(), strict=True):
             kept = vector * unified[name] > 0
             own, left = sums[task]
             sums[task] = own + _magnitude(vector), left + _magnitude(unified[name][kept])
@@ -117,13 +117,13 @@ def elected(length: int, vectors: Callable[[], Iterable[NDArray[np.float32]]]) -
     return largest
 
 
-def _task_vectors(reader: GroupReader, tasks: Iterable[str], name: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yields each task with its fine-tuned minus base weights of a tensor, [n] float32, in memory used again."""
+def _task_vectors(reader: GroupReader, tasks: Iterable[str], name: str) -> Iterator[NDArray[np.float32]]:
+    """Yields the tasks' fine-tuned minus base weights of a tensor, [n] float32, in memory used again."""
     origin = reader.read_base((name,), reader.scratch((name,), "base")).numpy()
     for task in tasks:
         vector = reader.read_member(task, (name,), reader.scratch((name,), "member")).numpy()
         np.subtract(vector, origin, out=vector)
-        yield task, vector
+        yield vector
 
 
 def _magnitude(vector: NDArray[np.float32]) -> float:

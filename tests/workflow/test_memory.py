@@ -1,0 +1,49 @@
+"""The peak of a piece of work is its own: not what was held before, and not the largest that ever was."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from hf_merge.workflow.memory import PeakMemory
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux alone")
+MB = 1_000_000
+
+
+def _hold(megabytes: int) -> float:
+    """Returns the peak of work that fills so much memory and lets go of it."""
+    with PeakMemory() as peak:
+        filled = np.ones(megabytes * MB, dtype=np.uint8)
+        time.sleep(0.02)
+        del filled
+    assert peak.megabytes is not None
+    return peak.megabytes
+
+
+def test_the_peak_is_what_was_filled_and_not_what_an_earlier_piece_of_work_took() -> None:
+    held = np.ones(60 * MB, dtype=np.uint8)
+    large, small = _hold(200), _hold(40)
+    assert 195 < large < 230 and 35 < small < 70
+    assert len(held) == 60 * MB
+
+
+def test_many_small_pieces_count_again_after_they_were_freed() -> None:
+    def fill() -> float:
+        with PeakMemory() as peak:
+            pieces = [bytes(50_000) for _ in range(1000)]
+            time.sleep(0.02)
+            del pieces
+        return peak.megabytes or 0.0
+
+    assert fill() > 45
+    assert fill() > 45
+
+
+def test_an_error_inside_is_let_through_and_the_watching_ends() -> None:
+    peak = PeakMemory()
+    with pytest.raises(ValueError, match="inside"), peak:
+        raise ValueError("inside")
+    assert peak.megabytes is not None and not peak._thread.is_alive()
