@@ -67,21 +67,29 @@ def draw_comparison(marks: Sequence[Mark]) -> "Figure":
     box = (_LEFT / whole[0], _BELOW / whole[1], _WIDTH / whole[0], height / whole[1])
     axes = figure.add_axes(box, facecolor=PAPER)
     _set_limits(axes, marks)
-    for kind, (color, marker, label) in _LOOKS.items():
-        own = [mark for mark in marks if mark.kind == kind]
-        if own:
-            axes.errorbar(
-                [mark.cost for mark in own], [100 * mark.share for mark in own],
-                xerr=[mark.cost_deviation or 0.0 for mark in own],
-                yerr=[100 * (mark.share_deviation or 0.0) for mark in own],
-                color=color, marker=marker, markersize=5, linestyle="none", elinewidth=1.0, capsize=2.5, label=label,
-                zorder=4,
-            )  # fmt: skip
+    for kind in _LOOKS:
+        _draw(axes, kind, [mark for mark in marks if mark.kind == kind])
     _label(axes, marks, height)
     axes.set_xlabel("storage cost C  (1 = one full-precision base model)", color=INK, fontsize=TEXT)
     axes.set_ylabel("% of the fine-tunes' own performance, test rows", color=INK, fontsize=TEXT)
-    figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 0.01), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK
+    )
     return figure
+
+
+def _draw(axes: "Axes", kind: Kind, marks: Sequence[Mark]) -> None:
+    """Draws the marks of a kind, with their deviations where they have any."""
+    color, marker, label = _LOOKS[kind]
+    across = [mark.cost_deviation or 0.0 for mark in marks]
+    along = [100 * (mark.share_deviation or 0.0) for mark in marks]
+    if marks:
+        axes.errorbar(
+            [mark.cost for mark in marks], [100 * mark.share for mark in marks],
+            xerr=across if any(across) else None, yerr=along if any(along) else None,
+            color=color, marker=marker, markersize=5, linestyle="none", elinewidth=1.0, capsize=2.5, label=label,
+            zorder=4,
+        )  # fmt: skip
 
 
 def _set_limits(axes: "Axes", marks: Sequence[Mark]) -> None:

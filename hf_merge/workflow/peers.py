@@ -139,14 +139,19 @@ def _require_mixable(project: Project, twin: Twin, run: TaskRun, parts: Mapping[
     for row, own in enumerate(shares.tolist()):
         with _set(project, run, twin.weights(own)):
             alone.append(run.model.logits({name: value[row : row + 1] for name, value in inputs.items()}))
-    expected = torch.cat(alone).float()
-    with _set(project, run, twin.shared), mixed(run.model, parts, shares):
-        found = run.model.logits(inputs).float()
+    expected, title = torch.cat(alone).float(), type(run.model.module).__name__
+    try:
+        with _set(project, run, twin.shared), mixed(run.model, parts, shares):
+            found = run.model.logits(inputs).float()
+    except (RuntimeError, ValueError, IndexError) as error:  # what ran for each row alone: its shapes broke here
+        raise UnsupportedArchitecture(
+            f"{title} cannot run rows mixed in one batch: some tensors hold no rows."
+        ) from error
     allowed = _TOLERANCE[DTYPES[project.recipe.search.dtype]] * max(1.0, float(expected.abs().max()))
     apart = float((found - expected).abs().max())
     if apart > allowed:
         raise UnsupportedArchitecture(
-            f"{type(run.model.module).__name__} answers rows mixed in one batch otherwise than alone (logits "
+            f"{title} answers rows mixed in one batch otherwise than alone (logits "
             f"{apart:.2g} apart, {allowed:.2g} allowed)."
         )
 

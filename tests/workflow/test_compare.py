@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_merge.errors import RecipeError, RunFolderError
 from hf_merge.merging import methods
+from hf_merge.modeling.inputs import restore
 from hf_merge.recipe import Recipe
 from hf_merge.searching.metrics import score
 from hf_merge.searching.tasks import load_task
 from hf_merge.storing import results
+from hf_merge.workflow.build import read_router
 from hf_merge.workflow.compare import INDIVIDUAL, INT8, PRETRAINED, compare
 from hf_merge.workflow.comparison import Comparison, Row, as_text, searched_rows
 from hf_merge.workflow.merge import merge
+from hf_merge.workflow.project import Reader, load_rows, open_project
 from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import REPORT_FILE
 from tests.tiny_models import TinyFamily
@@ -29,6 +33,7 @@ from tests.tiny_runs import TinyRun
 
 Families = Callable[[str], TinyFamily]
 SMALL = {"validation_rows": 20}
+DYNAMIC = ("EMR-Merging", "Twin-Merging")
 
 
 def _rows(comparison: Comparison) -> dict[str, Row]:
@@ -39,7 +44,7 @@ def _rows(comparison: Comparison) -> dict[str, Row]:
 def compared(tiny_family: Families, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("comparison") / "out"
     recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, router={"rows_per_task": 12}), "test")
-    return compare(recipe, out=out, progress=False), out
+    return compare(recipe, out=out, routed=True, progress=False), out
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +59,11 @@ def measured(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_every_method_has_a_row_beside_the_fine_tunes_and_the_base(compared: tuple[Comparison, Path]) -> None:
     rows = _rows(compared[0])
     assert list(rows)[:3] == [INDIVIDUAL, INT8, PRETRAINED]
-    assert set(rows) == {INDIVIDUAL, INT8, PRETRAINED, *methods.available()}
+    assert set(rows) == {INDIVIDUAL, INT8, PRETRAINED, *methods.available(), *DYNAMIC}
     for name in methods.available():
         row = rows[name]
         assert row.note is None and row.seconds is not None and row.seconds > 0
+        assert row.kind == "static" and row.peak_megabytes is not None and row.peak_megabytes >= 0
         assert row.cost == pytest.approx(rows[PRETRAINED].cost)
         assert row.test == pytest.approx(np.mean(list(row.scores.values())))
     assert rows[INDIVIDUAL].normalised == 1.0
@@ -99,7 +105,53 @@ def test_what_is_written_is_what_is_returned(compared: tuple[Comparison, Path]) 
     table = (out / "comparison.md").read_text()
     for row in comparison.rows:
         assert f"{row.test:.4f}" in table
-    assert len(as_text(comparison).splitlines()) == 2 + len(comparison.rows)
+    assert len(as_text(comparison).splitlines()) == 2 + len(comparison.rows) + len(DYNAMIC)
+    with Image.open(out / "comparison.png") as image:
+        assert image.format == "PNG" and image.width > 600
+
+
+def test_dynamic_peers_have_rows_with_their_cost_and_how_it_is_counted(compared: tuple[Comparison, Path]) -> None:
+    rows = _rows(compared[0])
+    heads = (rows[PRETRAINED].cost or 0) - 1
+    emr, twin = (rows[name] for name in DYNAMIC)
+    assert emr.cost == pytest.approx(1 + 3 / 32 + heads, rel=1e-3)
+    assert "with the base, which it needs too, 1 more" in (emr.remark or "")
+    assert 1 + heads < (twin.cost or 0) < 3 and dict(twin.settings) == {"scale": 0.4, "keep": 0.1}
+    for row in (emr, twin):
+        assert row.kind == "peer" and row.peak_megabytes is not None and row.seconds is not None
+        assert row.test == pytest.approx(np.mean(list(row.scores.values())))
+
+
+def test_under_routing_rows_that_go_astray_are_wrong(tiny_family: Families, compared: tuple[Comparison, Path]) -> None:
+    comparison, out = compared
+    recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, router={"rows_per_task": 12}), "test")
+    own = {}
+    with open_project(recipe) as project:
+        data, reader = load_rows(project.recipe, project.heads), Reader(project)
+        found, eyes = read_router(out, project)
+        for index, (task, part) in enumerate(data.items()):
+            sent = restore(batches := reader.batches(part.test), [found.route(eyes.pooled(b.inputs)) for b in batches])
+            own[task] = float((sent == index).float().mean())
+    assert 0 < min(own.values()) < 1
+    for row in comparison.rows:
+        assert row.routed == pytest.approx(np.mean(list(row.routed_scores.values())))
+        for task in ("animals", "colours"):  # at most the rows that stayed can be right
+            assert row.routed_scores[task] <= min(own[task], row.scores[task]) or row.name == "Twin-Merging"
+            assert row.routed_scores[task] >= row.scores[task] - (1 - own[task]) or row.name == "Twin-Merging"
+            assert row.routed_scores[task] <= own[task]
+
+
+def test_the_routed_scores_are_those_of_the_report(tiny_run: TinyRun, measured: Path, tmp_path: Path) -> None:
+    own = results.read(measured / REPORT_FILE).scores("individual")
+    found = _rows(compare(tiny_run.recipe, chosen=["average"], out=tmp_path, routed=True, progress=False))
+    assert own is not None  # the same recipe gives the same router
+    assert found[INDIVIDUAL].routed_scores == pytest.approx(own.routed_scores)
+
+
+def test_without_being_asked_no_router_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
+    found = compare(tiny_run.recipe, chosen=["twin"], out=tmp_path, progress=False)
+    assert all(row.routed is None for row in found.rows) and not (tmp_path / "router.safetensors").exists()
+    assert [row.name for row in found.rows if row.kind == "peer"] == ["Twin-Merging"]
 
 
 def test_what_a_search_found_stands_beside_it(tiny_run: TinyRun, measured: Path) -> None:
@@ -147,7 +199,10 @@ def test_a_method_that_cannot_handle_the_models_says_so_in_its_row(
     tiny_adapters: Callable[[str, str], TinyFamily],
 ) -> None:
     recipe = Recipe.parse(tiny_adapters("bert", "ia3").recipe(search=SMALL), "test")
-    rows = _rows(compare(recipe, chosen=["fisher", "average"], progress=False))
+    rows = _rows(compare(recipe, chosen=["fisher", "average", "emr", "twin"], progress=False))
+    for name in DYNAMIC:
+        assert rows[name].test is None
+        assert rows[name].note == f"{name} works on whole fine-tunes, and these tasks are adapters"
     assert rows["fisher"].test is None and "looks into whole fine-tunes" in (rows["fisher"].note or "")
     assert rows["average"].test is not None
     assert rows[INDIVIDUAL].cost == pytest.approx(1.0, abs=0.1)  # one base and three small adapters

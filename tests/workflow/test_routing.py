@@ -1,0 +1,74 @@
+"""Routing of a comparison: the router's own probabilities, and a router that is kept only for what it was made of."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_merge.recipe import Recipe
+from hf_merge.workflow.build import read_router
+from hf_merge.workflow.project import Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.routing import Routing, routing_of
+from tests.tiny_models import TinyFamily
+
+
+Families = Callable[[str], TinyFamily]
+ROUTER = {"rows_per_task": 30, "epochs": 3}
+
+
+@pytest.fixture
+def project(tiny_family: Families) -> Iterator[Project]:
+    recipe = Recipe.parse(tiny_family("bert").recipe(search={"validation_rows": 12}, router=ROUTER), "test")
+    with open_project(recipe) as opened:
+        yield opened
+
+
+def _route(project: Project, folder: Path) -> Routing:
+    data, reader = load_rows(project.recipe, project.heads), Reader(project)
+    runs = task_runs(project, {task: rows.test for task, rows in data.items()}, reader)
+    return routing_of(project, data, runs, reader, folder, progress=False)
+
+
+def test_shares_are_the_routers_probabilities_in_the_rows_order(project: Project, tmp_path: Path) -> None:
+    routing = _route(project, tmp_path)
+    router, eyes = read_router(tmp_path, project)
+    data, reader = load_rows(project.recipe, project.heads), Reader(project)
+    for index, task in enumerate(project.family.tasks):
+        shares, own = routing.shares[task], routing.own(task)
+        assert shares.shape == (60, 3)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(60))
+        for batch in reader.batches(data[task].test):
+            scores = router.scores(eyes.pooled(batch.inputs))
+            rows = torch.from_numpy(batch.rows)
+            torch.testing.assert_close(shares[rows].log(), scores.log_softmax(dim=1), rtol=1e-3, atol=1e-3)
+            assert own[batch.rows].tolist() == (scores.argmax(dim=1) == index).tolist()
+
+
+def test_a_single_task_needs_no_router(tiny_family: Families, tmp_path: Path) -> None:
+    document = tiny_family("bert").recipe(search={"validation_rows": 12}, router=ROUTER)
+    recipe = Recipe.parse({**document, "tasks": document["tasks"][:1]}, "test")
+    with open_project(recipe) as project:
+        routing = _route(project, tmp_path / "kept")
+    assert routing.own("animals").all() and bool((routing.shares["animals"] == 1).all())
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_router_is_kept_until_something_that_decides_it_changes(project: Project, tmp_path: Path) -> None:
+    def written() -> int:
+        return (tmp_path / "router.safetensors").stat().st_mtime_ns
+
+    _route(project, tmp_path)
+    first, report = written(), json.loads((tmp_path / "router.json").read_text())
+    assert set(report["accuracy"]) == set(project.family.tasks)
+    _route(project, tmp_path)
+    assert written() == first
+    seeded = project.recipe.model_copy(update={"search": project.recipe.search.model_copy(update={"seed": 7})})
+    _route(replace(project, recipe=seeded), tmp_path)
+    second = written()
+    assert second > first
+    (tmp_path / "router.json").unlink()  # as if it had been stopped before the report was written
+    _route(replace(project, recipe=seeded), tmp_path)
+    assert written() > second
