@@ -1,4 +1,4 @@
-"""Dynamic peers run on tasks: as plain transformers with the same weights answers, and refused where they cannot be."""
+"""Dynamic peers run on tasks: as plain transformers with the same weights answers, else refused."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
