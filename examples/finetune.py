@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet
 import torch
 from sklearn.metrics import matthews_corrcoef
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -212,7 +212,7 @@ def rate(warmup_steps: int, steps: int, step: int) -> float:
     return (steps - step) / max(1, steps - warmup_steps)
 
 
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits the parameters for AdamW: only matrices decay, biases and normalisation do not."""
     parameters = list(model.parameters())
     return [

@@ -157,6 +157,10 @@ def compare(
     routed: Annotated[
         bool, typer.Option("--routed", help="Train the router, and score with the task found by it as well.")
     ] = False,
+    multitask: Annotated[
+        Path | None,
+        typer.Option("--multitask", help="A folder with a checkpoint per task of one model trained on all tasks."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -167,5 +171,5 @@ def compare(
     from hf_merge.workflow.compare import compare as measure
     from hf_merge.workflow.comparison import as_text
 
-    found = measure(wanted, chosen=method or (), runs=run or (), out=out, routed=routed)
+    found = measure(wanted, chosen=method or (), runs=run or (), out=out, routed=routed, multitask=multitask)
     print_document(found.as_json() if as_json else as_text(found))

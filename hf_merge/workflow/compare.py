@@ -40,6 +40,7 @@ from hf_merge.storing.strict_json import dumps
 from hf_merge.workflow.comparison import Comparison, Row, as_markdown, marks, searched_rows
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.memory import PeakMemory
+from hf_merge.workflow.multitask import Multitask, open_multitask
 from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import as_routed
@@ -50,6 +51,7 @@ from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_report, read_run
 logger = logging.getLogger(__name__)
 Answer: TypeAlias = Callable[[TaskRun], Tensor]
 INDIVIDUAL, PRETRAINED, INT8 = "individual fine-tunes", "pre-trained base", "individual fine-tunes, int8"
+MULTITASK = "multi-task training"
 
 
 def compare(
@@ -59,6 +61,7 @@ def compare(
     runs: Sequence[Path] = (),
     out: Path | None = None,
     routed: bool = False,
+    multitask: Path | None = None,
     progress: bool = True,
     access: hub.Access = hub.AS_USUAL,
 ) -> Comparison:
@@ -71,6 +74,7 @@ def compare(
         out: A folder for `comparison.json`, `comparison.md`, `comparison.png`, the router and what methods gather;
             None writes nothing.
         routed: Train the recipe's router, and score every row with the task found by it as well.
+        multitask: A folder with a checkpoint per task, all of one backbone that was trained on all tasks.
         progress: Show progress on stderr.
         access: How to reach the Hub, where the sources are there.
 
@@ -78,6 +82,7 @@ def compare(
         RecipeError: A method or peer is unknown.
         RunFolderError: A run is of other checkpoints, or was not measured.
         DatasetError: A task's data lack what they need.
+        InputError: `multitask` holds no such model.
     """
     specs, peers = _specs(recipe, chosen), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
@@ -85,7 +90,11 @@ def compare(
         found = _read_runs(project, runs)
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="hf-merge-")))
         bench = _Bench(project, folder, progress, routed=routed)
-        rows = [*bench.references(), *bench.statics(specs), *bench.peers(peers)]
+        rows = bench.references()
+        if multitask is not None:
+            with open_multitask(project.recipe, multitask, access) as trained:
+                rows.append(bench.multitask(trained))
+        rows += [*bench.statics(specs), *bench.peers(peers)]
         if found:
             rows += _searched(found, rows)
         comparison = Comparison(
@@ -181,6 +190,11 @@ class _Bench:
             replace(self._row(PRETRAINED, "reference", self._under(builder, base)), cost=1 + heads),
         ]
 
+    def multitask(self, trained: Multitask) -> Row:
+        """Returns what one model scores that was trained on all tasks."""
+        row = self._row(MULTITASK, "reference", trained.answer, runs=(trained.validation, trained.test))
+        return replace(row, cost=trained.cost)
+
     def statics(self, specs: Sequence[MethodSpec]) -> list[Row]:
         """Returns a row per method; one that cannot handle these models says why in its row."""
         bar = tqdm(specs, desc="compare", unit="method", disable=not self._progress)
@@ -244,7 +258,12 @@ class _Bench:
         return lambda run: runner.logits(run, chains[run.name])[0]
 
     def _row(
-        self, name: str, kind: Kind, answer: Answer, routed: Callable[[TaskRun, Tensor], Tensor] | None = None
+        self,
+        name: str,
+        kind: Kind,
+        answer: Answer,
+        routed: Callable[[TaskRun, Tensor], Tensor] | None = None,
+        runs: tuple[Mapping[str, TaskRun], Mapping[str, TaskRun]] | None = None,
     ) -> Row:
         """Returns what `answer` scores on validation and test rows.
 
@@ -254,12 +273,14 @@ class _Bench:
             answer: Returns the logits of a task's rows, the task known.
             routed: Returns them given the router's probabilities; by default rows are answered as if it were known,
                 for what a router decides is the head alone, or a model that answers in another task's labels.
+            runs: The tasks on validation and on test rows, where they have other heads than the fine-tunes'.
         """
+        validating, testing = runs or (self._validation, self._test)
         validation = {
-            task: score(run.metric, predictions(answer(run)), run.labels) for task, run in self._validation.items()
+            task: score(run.metric, predictions(answer(run)), run.labels) for task, run in validating.items()
         }
-        logits = {task: answer(run) for task, run in self._test.items()}
-        test = {task: score(run.metric, predictions(logits[task]), run.labels) for task, run in self._test.items()}
+        logits = {task: answer(run) for task, run in testing.items()}
+        test = {task: score(run.metric, predictions(logits[task]), run.labels) for task, run in testing.items()}
         row = Row(name, kind=kind, validation=mean_score(validation), test=mean_score(test), scores=test)
         if self._own:
             row = replace(row, normalised=normalised_performance(test, self._own))
