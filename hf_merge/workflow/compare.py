@@ -31,7 +31,7 @@ from hf_merge.searching.metrics import score
 from hf_merge.searching.running import ChainRunner, TaskRun
 from hf_merge.searching.search import normalised_performance
 from hf_merge.searching.states import StateCache
-from hf_merge.storing import hub
+from hf_merge.storing import disk, hub
 from hf_merge.storing.comparison_plot import Kind, plot_comparison
 from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.front import Front
@@ -101,11 +101,17 @@ def compare(
             project.family.parameters, {task.name: task.metric for task in recipe.tasks}, tuple(rows)
         )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "comparison.json", dumps(comparison.as_json(), indent=1))
-        write_atomic(out / "comparison.md", as_markdown(comparison).encode())
-        write_atomic(out / "comparison.png", plot_comparison(marks(comparison)))
+        _write(comparison, out)
     return comparison
+
+
+def _write(comparison: Comparison, out: Path) -> None:
+    """Writes a comparison into a folder: for programs, for people, and as a picture."""
+    with disk.naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "comparison.json", dumps(comparison.as_json(), indent=1))
+    write_atomic(out / "comparison.md", as_markdown(comparison).encode())
+    write_atomic(out / "comparison.png", plot_comparison(marks(comparison)))
 
 
 def _specs(recipe: Recipe, chosen: Sequence[str]) -> list[MethodSpec]:
