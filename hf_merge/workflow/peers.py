@@ -15,7 +15,6 @@ from hf_merge.merging.peers.twin import KEEP, Exclusives, Twin, twin_merge
 from hf_merge.merging.statistics import is_statistic
 from hf_merge.modeling.inputs import restore
 from hf_merge.modeling.mixing import mixed
-from hf_merge.recipe import settings_of
 from hf_merge.searching.running import TaskRun
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.project import DTYPES, Project
@@ -78,8 +77,8 @@ def twin(project: Project, *, progress: bool) -> Peer:
     """
     family = project.family
     _require_weights("Twin-Merging", project)
-    name, settings = settings_of(project.recipe.merge.methods[0])
-    shared = MethodSpec.resolve("task_arithmetic", settings if name == "task_arithmetic" else {})
+    default = MethodSpec.resolve("task_arithmetic")
+    shared = next((spec for spec in project.methods if spec.name == default.name), default)
     with waiting(progress, "Twin-Merging", family.parameters, "parameter") as bar:
         found = twin_merge(family.shapes, family.origin, family.tasks, shared, KEEP, bar.update)
     return Peer(
