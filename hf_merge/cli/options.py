@@ -22,6 +22,21 @@ Repo = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
 
 
+def read_settings_by_method(given: Sequence[str]) -> dict[str, dict[str, float | str]]:
+    """Returns hyperparameters given as METHOD.NAME=VALUE, by method, numbers as numbers.
+
+    Raises:
+        InputError: One names no method or has no `=`, or is given twice.
+    """
+    found: dict[str, dict[str, float | str]] = {}
+    for name, value in read_settings(given).items():
+        method, mark, setting = name.partition(".")
+        if not (method and mark and setting):
+            raise InputError(f"--set {name}: write METHOD.NAME=VALUE, as in --set ties.density=0.2.")
+        found.setdefault(method, {})[setting] = value
+    return found
+
+
 def read_settings(given: Sequence[str]) -> dict[str, float | str]:
     """Returns hyperparameters given as NAME=VALUE, numbers as numbers.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hf_merge.cli.commands import app, command, print_document
-from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath
+from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath, read_settings_by_method
 from hf_merge.errors import InputError
 
 
@@ -147,6 +147,9 @@ def compare(
         list[str] | None,
         typer.Option("--method", help="Compare only this merge method or peer (emr, twin); repeatable."),
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A hyperparameter; repeatable.")
+    ] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option("--run", help="A run folder of this recipe, measured by report; repeatable, one per seed."),
@@ -171,5 +174,13 @@ def compare(
     from hf_merge.workflow.compare import compare as measure
     from hf_merge.workflow.comparison import as_text
 
-    found = measure(wanted, chosen=method or (), runs=run or (), out=out, routed=routed, multitask=multitask)
+    found = measure(
+        wanted,
+        chosen=method or (),
+        settings=read_settings_by_method(settings or []),
+        runs=run or (),
+        out=out,
+        routed=routed,
+        multitask=multitask,
+    )
     print_document(found.as_json() if as_json else as_text(found))

@@ -52,11 +52,14 @@ class Component:
         name: What the component is called in `chains.json`: `attention`, `mlp.1`, `layer.0`.
         tensors: The names of its tensors on disk, sorted.
         shared: Whether every task has the base's own weights here, as adapters leave them: one expert serves all.
+        depths: How deep each of the tensors stands, from 0 in the first block to 1 in the last; what is no part of a
+            block counts as the first or the last, whichever it runs beside. Empty where nobody asked.
     """
 
     name: str
     tensors: tuple[str, ...]
     shared: bool = False
+    depths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,18 @@ def cut(placed: Mapping[str, Place], granularity: str, *, stages: int = 3) -> tu
             key = _component(place, is_first, granularity, ordered.get(place.tower, []), stages)
             keys[place, is_first] = key
         found.setdefault(key, []).append(name)
-    return tuple(Component(label, tuple(tensors)) for (_, label), tensors in sorted(found.items()))
+    deep = {name: _depth(name, placed[name], ordered.get(placed[name].tower, [])) for name in placed}
+    return tuple(
+        Component(label, tuple(tensors), depths=tuple(deep[name] for name in tensors))
+        for (_, label), tensors in sorted(found.items())
+    )
+
+
+def _depth(name: str, place: Place, blocks: Sequence[int]) -> float:
+    """Returns how deep a tensor stands in its tower, in [0, 1]; `blocks` are the tower's."""
+    if place.depth is not None:
+        return blocks.index(place.depth) / max(len(blocks) - 1, 1)
+    return 0.0 if place.role == "embedding" or _BEFORE_BLOCKS.search(name.lower()) else 1.0
 
 
 def _component(

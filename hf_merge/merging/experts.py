@@ -180,7 +180,32 @@ def merged_tensors(
     """
     for names in _units(method, component):
         merged = _copied(tasks, names, reader) if method is None else _merge_unit(tasks, method, names, reader)
+        if method is not None:
+            _scale_by_depth(merged, names, method, component, reader)
         yield from zip(names, reader.split(merged, names), strict=True)
+
+
+def _scale_by_depth(
+    merged: Tensor, names: Sequence[str], method: MethodSpec, component: Component, reader: GroupReader
+) -> None:
+    """Multiplies what merging changed, in place, by a factor that goes evenly from `shallow` to 1 with depth.
+
+    Of the factors of an update it is B that is multiplied, for the change is their product.
+
+    Source: LiNeS, arXiv 2410.17146, eq. 2.
+    """
+    shallow = float(method.mapping.get("shallow", 1.0))
+    if shallow == 1.0 or is_statistic(names[0]):
+        return
+    deep = dict(zip(component.tensors, component.depths, strict=True))
+    parts = reader.split(merged, names)
+    factors_of = [shallow + (1.0 - shallow) * deep[name] for name in names]
+    if factors.is_pair(names):
+        parts[1].mul_(factors_of[1])
+        return
+    bases = reader.split(reader.read_base(names, reader.scratch(names, "base")), names)
+    for part, base, factor in zip(parts, bases, factors_of, strict=True):
+        part.sub_(base).mul_(factor).add_(base)
 
 
 def _units(method: MethodSpec | None, component: Component) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from hf_merge.errors import RecipeError, nearest
 from hf_merge.recipe.data import DataSpec, Section
+from hf_merge.recipe.presets import AUTOMERGE_METHODS, PRESETS
 
 
 __all__ = [
@@ -23,36 +24,7 @@ __all__ = [
 
 METRICS = ("accuracy", "matthews", "f1", "pearson_spearman", "exact_match")
 MAX_RECIPE_BYTES = 1 << 20
-# What a preset sets other than the defaults; a recipe may still say otherwise (docs/adr/0011-preset-fast.md).
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "fast": {
-        "evaluations": 120,
-        "surrogate": "random_forest_per_task",
-        "screening": "hypervolume",
-        "imagined_generations": 15,
-        "initial": "ladder",
-    },
-    "automerge": {
-        "grouping": "merged",
-        "evaluations": 200,
-        "surrogate": "random_forest_per_task",
-        "screening": "hypervolume",
-        "imagined_generations": 15,
-    },
-}
 MAX_METHODS = 64
-# What AutoMerge chooses among for each component where a recipe names no methods: the techniques of its study, with a
-# ladder of their hyperparameters (arXiv 2601.22748; its search draws them from ranges).
-AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
-    "average",
-    *({"name": "task_arithmetic", "scale": scale} for scale in (0.2, 0.4, 0.6, 0.8, 1.0)),
-    *({"name": "ties", "density": density, "scale": scale} for density in (0.2, 0.5) for scale in (0.6, 1.0, 1.5)),
-    *({"name": "dare", "density": density, "scale": scale} for density in (0.3, 0.7) for scale in (0.4, 0.8)),
-    *({"name": "dare", "density": density, "combine": "ties", "scale": 1.0} for density in (0.3, 0.7)),
-    "breadcrumbs",
-    {"name": "tsv", "scale": 1.0},
-)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 

@@ -29,11 +29,12 @@ from hf_merge.storing.results import Report
 from hf_merge.storing.sensitivity_plot import plot_sensitivity
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.utility_plot import plot_utility
+from hf_merge.workflow.configurations import new_builder
 from hf_merge.workflow.findings import Analyses, Matrix, Sensitivity, Utility, as_markdown
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import require_built
 from hf_merge.workflow.run_folder import read_report, read_run, require_same_weights
-from hf_merge.workflow.search import STATE_BYTES, new_builder
+from hf_merge.workflow.search import STATE_BYTES
 from hf_merge.workflow.unseen import measure_unseen
 
 

@@ -27,6 +27,7 @@ from hf_merge.storing.results import Report
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
+from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.origin import read_origin
 from hf_merge.workflow.project import Project, Reader, load_rows, open_project
 from hf_merge.workflow.run_folder import (
@@ -39,7 +40,6 @@ from hf_merge.workflow.run_folder import (
     read_run,
     require_same_weights,
 )
-from hf_merge.workflow.search import configuration_of, new_builder
 
 
 logger = logging.getLogger(__name__)

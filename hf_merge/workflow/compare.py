@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TypeAlias
 
 from torch import Tensor
@@ -45,7 +46,7 @@ from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import as_routed
 from hf_merge.workflow.routing import Routing, routing_of
-from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_report, read_run
+from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_report, read_run, require_same_weights
 
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def compare(
     recipe: Recipe,
     *,
     chosen: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     runs: Sequence[Path] = (),
     out: Path | None = None,
     routed: bool = False,
@@ -68,8 +70,9 @@ def compare(
     """Returns the table of all merge methods on a recipe's tasks, and of what searches of the same tasks found.
 
     Args:
-        recipe: The tasks; its own merge method is compared with the settings that it gives.
+        recipe: The tasks; its own merge methods are compared with the settings that it gives.
         chosen: The methods and peers to compare; by default all.
+        settings: Hyperparameters by method, in place of the recipe's and of defaults.
         runs: Run folders whose front was measured by `hf-merge report`; several seeds of one recipe become means.
         out: A folder for `comparison.json`, `comparison.md`, `comparison.png`, the router and what methods gather;
             None writes nothing.
@@ -79,12 +82,12 @@ def compare(
         access: How to reach the Hub, where the sources are there.
 
     Raises:
-        RecipeError: A method or peer is unknown.
+        RecipeError: A method, peer or hyperparameter is unknown or impossible.
         RunFolderError: A run is of other checkpoints, or was not measured.
         DatasetError: A task's data lack what they need.
         InputError: `multitask` holds no such model.
     """
-    specs, peers = _specs(recipe, chosen), [name for name in PEERS if not chosen or name in chosen]
+    specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
         found = _read_runs(project, runs)
@@ -97,9 +100,8 @@ def compare(
         rows += [*bench.statics(specs), *bench.peers(peers)]
         if found:
             rows += _searched(found, rows)
-        comparison = Comparison(
-            project.family.parameters, {task.name: task.metric for task in recipe.tasks}, tuple(rows)
-        )
+        metrics = {task.name: task.metric for task in recipe.tasks}
+        comparison = Comparison(project.family.parameters, metrics, tuple(rows))
     if out is not None:
         _write(comparison, out)
     return comparison
@@ -114,17 +116,18 @@ def _write(comparison: Comparison, out: Path) -> None:
     write_atomic(out / "comparison.png", plot_comparison(marks(comparison)))
 
 
-def _specs(recipe: Recipe, chosen: Sequence[str]) -> list[MethodSpec]:
-    """Returns the methods to compare; the recipe's own with the settings that it gives it."""
-    own, settings = settings_of(recipe.merge.methods[0])
+def _specs(recipe: Recipe, chosen: Sequence[str], settings: Mapping[str, Mapping[str, object]]) -> list[MethodSpec]:
+    """Returns the methods to compare; the recipe's own with the first settings that it gives them."""
+    own = dict(reversed([settings_of(entry) for entry in recipe.merge.methods]))
+    first, _ = settings_of(recipe.merge.methods[0])
     known = [*methods.available(), *PEERS]
-    unknown = next((name for name in chosen if name not in known), None)
+    unknown = next((name for name in (*chosen, *settings) if name not in known), None)
     if unknown is not None:
         raise RecipeError(f"Unknown merge method '{unknown}'.{nearest(unknown, known)}")
     names = [name for name in dict.fromkeys(chosen or known) if name not in PEERS]
-    if own not in names:
-        names.append(own)
-    return [MethodSpec.resolve(name, settings if name == own else {}) for name in names]
+    if first not in names:
+        names.append(first)
+    return [MethodSpec.resolve(name, {**own.get(name, {}), **settings.get(name, {})}) for name in names]
 
 
 def _read_runs(project: Project, runs: Sequence[Path]) -> list[tuple[Front, Report]]:
@@ -136,13 +139,7 @@ def _read_runs(project: Project, runs: Sequence[Path]) -> list[tuple[Front, Repo
         report = read_report(run, front)
         if report is None:
             raise RunFolderError(f"{run} was not measured on test rows. Run: hf-merge report {run}")
-        known = {"base": front.base_sha256, **{f"task {name}": digest for name, digest in front.task_sha256.items()}}
-        other = sorted(name for name in digests.keys() | known.keys() if digests.get(name) != known.get(name))
-        if other:
-            raise RunFolderError(
-                f"{run} was searched on other checkpoints than the recipe names: {', '.join(other[:3])} "
-                f"differ{'s' if len(other) == 1 else ''}. Name runs of the same recipe."
-            )
+        require_same_weights(run, front, digests)
         if front.method != project.method.as_json():
             raise RunFolderError(
                 f"{run} merges by {front.method}, and the recipe by {project.method.as_json()}: G1 would compare it "
@@ -153,10 +150,11 @@ def _read_runs(project: Project, runs: Sequence[Path]) -> list[tuple[Front, Repo
 
 
 def _searched(runs: Sequence[tuple[Front, Report]], rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows of what searches found, beside static merges that were measured."""
+    """Returns the rows of what searches found, beside the methods that were measured."""
     own = str(runs[0][0].method["name"])
-    statics = {row.name: row.validation for row in rows if row.name in methods.available() and row.validation}
-    if own not in statics:
+    rivals = (*methods.available(), *(title for title, _ in PEERS.values()))
+    measured = {row.name: row.validation for row in rows if row.name in rivals and row.validation}
+    if own not in measured:
         return [
             Row(
                 "MERGE",
@@ -164,7 +162,7 @@ def _searched(runs: Sequence[tuple[Front, Report]], rows: Sequence[Row]) -> list
                 kind="searched",
             )
         ]
-    return searched_rows(runs, statics[own], max(statics.values()))
+    return searched_rows(runs, measured[own], max(measured.values()))
 
 
 class _Bench:

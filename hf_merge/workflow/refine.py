@@ -28,10 +28,10 @@ from hf_merge.storing import hub
 from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.strict_json import dumps
+from hf_merge.workflow.configurations import front_point
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, read_run, require_same_weights
-from hf_merge.workflow.search import front_point
 from hf_merge.workflow.tables import text_table
 
 

@@ -23,9 +23,9 @@ from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.plots import plot_front
 from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.build import ROUTER_FILE, read_router
+from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run
-from hf_merge.workflow.search import configuration_of, new_builder
 from hf_merge.workflow.summary import draw_search
 
 

@@ -133,10 +133,11 @@ def require_same_weights(run: Path, front: Front, digests: Mapping[str, str]) ->
         RunFolderError: They are not; the message names them.
     """
     searched = {"base": front.base_sha256} | {f"task {task}": digest for task, digest in front.task_sha256.items()}
-    changed = [name for name, digest in digests.items() if searched.get(name) != digest]
+    changed = sorted(name for name in digests.keys() | searched.keys() if searched.get(name) != digests.get(name))
     if changed:
         raise RunFolderError(
-            f"The weights of {some(changed)} are not those that {run} was searched on (another SHA-256). Search again."
+            f"The weights of {some(changed)} are not those that {run} was searched on (another SHA-256). "
+            "Name the same checkpoints, or search again."
         )
 
 

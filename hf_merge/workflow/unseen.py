@@ -33,9 +33,9 @@ from hf_merge.storing import hub
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.results import Report
 from hf_merge.workflow.build import read_router
+from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.findings import Unseen, UnseenRow
 from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_rows, open_project, task_runs
-from hf_merge.workflow.search import configuration_of, new_builder
 
 
 CHEAPEST, BEST_SEEN, BEST_UNSEEN = "cheapest", "best on validation rows", "best on unseen rows, chosen by them"

@@ -269,3 +269,18 @@ def named(components: tuple[Component, ...]) -> list[str]:
 def _names(family: TinyFamily) -> tuple[str, ...]:
     with Checkpoint(str(family.base), family.base) as base:
         return tuple(base.backbone().values())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_depths_go_from_the_first_block_to_the_last(granularity: str) -> None:
+    names = ["embeddings.word.weight", "final_norm.weight", *(f"layers.{n}.mlp.weight" for n in range(5))]
+    found = {
+        name: depth
+        for component in decompose(names, granularity)
+        for name, depth in zip(component.tensors, component.depths, strict=True)
+    }
+    assert found == {
+        "embeddings.word.weight": 0.0,
+        "final_norm.weight": 1.0,
+        **{f"layers.{n}.mlp.weight": n / 4 for n in range(5)},
+    }

@@ -367,3 +367,51 @@ def test_factors_with_nan_are_refused_by_name(updates: dict[str, Memory]) -> Non
     start = Memory({key: torch.zeros(shape) for key, shape in PAIR_SHAPES.items()})
     with pytest.raises(NonFiniteWeights, match=r"Task 'c': tensor 'h\.0\.k\.lora_B\.weight'"):
         build_expert(expert_key("attention", TASKS, TIES, FULL), PAIR, PAIR_SHAPES, start, updates)
+
+
+DEEP: dict[str, Shape] = {
+    "embed.weight": (5, 4),
+    "norm.weight": (4,),
+    **{f"h.{n}.attn.weight": (4, 4) for n in range(3)},
+}
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv"])
+def test_shallow_scales_what_merging_changed_evenly_with_depth(method: str) -> None:
+    (component,) = decompose(DEEP, "model")
+    base, *tuned = (Memory({name: torch.randn(shape) for name, shape in DEEP.items()}) for _ in range(3))
+    members = dict(zip("ab", tuned, strict=True))
+    built = {}
+    for shallow in (1.0, 0.25):
+        spec = MethodSpec.resolve(method, {"shallow": shallow})
+        built[shallow] = build_expert(expert_key("model", "ab", spec, FULL), component, DEEP, base, members).tensors
+    depth = {
+        "embed.weight": 0.0,
+        "h.0.attn.weight": 0.0,
+        "h.1.attn.weight": 0.5,
+        "h.2.attn.weight": 1.0,
+        "norm.weight": 1,
+    }
+    for name, deep in depth.items():
+        change = (built[1.0][name] - base.tensors[name]) * (0.25 + 0.75 * deep)
+        torch.testing.assert_close(built[0.25][name], base.tensors[name] + change)
+
+
+def test_shallow_at_its_default_is_no_part_of_an_identity() -> None:
+    assert MethodSpec.resolve("ties", {"shallow": 1.0}) == TIES
+    assert MethodSpec.resolve("ties", {"shallow": 0.5}) != TIES
+
+
+def test_shallow_scales_the_update_of_factors() -> None:
+    names = tuple(f"h.{n}.attn.weight.lora_{side}.weight" for n in range(2) for side in "AB")
+    shapes: dict[str, Shape] = {name: (2, 4) if "lora_A" in name else (6, 2) for name in names}
+    (component,) = decompose(shapes, "model")
+    base = Memory({name: torch.zeros(shape) for name, shape in shapes.items()})
+    members = {task: Memory({name: torch.randn(shape) for name, shape in shapes.items()}) for task in "ab"}
+    products = {}
+    for shallow in (1.0, 0.5):
+        spec = MethodSpec.resolve("task_arithmetic", {"shallow": shallow})
+        made = build_expert(expert_key("model", "ab", spec, FULL), component, shapes, base, members).tensors
+        products[shallow] = [made[names[2 * n + 1]] @ made[names[2 * n]] for n in range(2)]
+    torch.testing.assert_close(products[0.5][0], 0.5 * products[1.0][0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(products[0.5][1], products[1.0][1], atol=1e-5, rtol=1e-4)

@@ -67,7 +67,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
 
 def test_a_setting_of_something_without_settings_is_refused() -> None:
     with pytest.raises(RecipeError, match="It has no settings"):
-        MethodSpec.resolve("average", {"scale": 1})
+        resolve("X", (), {"scale": 1})
 
 
 @law(deadline=None)

@@ -14,8 +14,8 @@ from hf_merge.searching.building import Chain, reference_chain
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.ranks import Ranks
 from hf_merge.searching.sharing import SharedEvaluator
+from hf_merge.workflow.configurations import new_builder
 from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.search import new_builder
 from tests.tiny_runs import TinyRun
 
 

@@ -16,7 +16,7 @@ MARKS = (
     Mark("tsv", "static", 1.0, 0.684),
     Mark("wudi", "static", 1.0, 0.678),
     Mark("EMR-Merging", "peer", 1.25, 0.93),
-    Mark("MERGE G2 (beats every static merge)", "searched", 0.49, 0.858, 0.05, 0.02),
+    Mark("MERGE G2 (beats every other method)", "searched", 0.49, 0.858, 0.05, 0.02),
 )
 
 

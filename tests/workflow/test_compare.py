@@ -44,7 +44,8 @@ def _rows(comparison: Comparison) -> dict[str, Row]:
 def compared(tiny_family: Families, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("comparison") / "out"
     recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, router={"rows_per_task": 12}), "test")
-    return compare(recipe, out=out, routed=True, progress=False), out
+    few = {"adamerging": {"steps": 3}}
+    return compare(recipe, settings=few, out=out, routed=True, progress=False), out
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_two_runs_become_a_mean(tiny_run: TinyRun, measured: Path) -> None:
 
 def test_a_run_of_other_checkpoints_is_refused(measured: Path, tiny_family: Families) -> None:
     recipe = Recipe.parse(tiny_family("distilbert").recipe(search=SMALL), "test")
-    with pytest.raises(RunFolderError, match=r"other checkpoints than the recipe names: base, task"):
+    with pytest.raises(RunFolderError, match=r"The weights of base, task animals, .* are not those that"):
         compare(recipe, runs=[measured], progress=False)
 
 
@@ -214,3 +215,15 @@ def test_a_point_that_no_run_has_is_told(tiny_run: TinyRun, measured: Path) -> N
     assert [row.note for row in rows] == ["1 of 1 runs have no such point"] * 2 + [None]
     lacking = replace(table, rows=table.rows[:1])
     assert "run hf-merge report again" in (searched_rows([(tiny_run.front, lacking)], 0.0, 0.0)[2].note or "")
+
+
+def test_settings_by_method_replace_defaults(tiny_family: Families) -> None:
+    recipe = Recipe.parse(
+        tiny_family("bert").recipe(search=SMALL, merge={"methods": [{"name": "ties", "scale": 0.7}]}), "test"
+    )
+    chosen = {"ties": {"density": 0.9}, "task_arithmetic": {"scale": 0.1}}
+    rows = _rows(compare(recipe, chosen=["task_arithmetic"], settings=chosen, progress=False))
+    assert rows["ties"].settings["density"] == 0.9 and rows["ties"].settings["scale"] == 0.7
+    assert rows["task_arithmetic"].settings == {"scale": 0.1}
+    with pytest.raises(RecipeError, match="Unknown merge method 'tiez'"):
+        compare(recipe, settings={"tiez": {"density": 0.9}}, progress=False)

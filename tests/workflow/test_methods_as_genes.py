@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hf_merge.errors import RecipeError
-from hf_merge.recipe import AUTOMERGE_METHODS, Recipe
+from hf_merge.recipe import Recipe
+from hf_merge.recipe.presets import AUTOMERGE_METHODS
 from hf_merge.searching.evaluation import weighted_score
 from hf_merge.storing.results import read as read_report
 from hf_merge.workflow.build import build

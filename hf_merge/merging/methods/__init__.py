@@ -38,6 +38,16 @@ ROWS = Hyperparameter(
 )
 
 
+SHALLOW = Hyperparameter(
+    "shallow",
+    1.0,
+    low=0.0,
+    high=10.0,
+    optional=True,
+    help="What the merged change is multiplied by in the first block; it goes evenly to 1 in the last (LiNeS).",
+)
+
+
 class Need(Enum):
     """What a method must know of a fine-tune beside its weights; see `hf_merge/modeling/gathering.py`.
 
@@ -144,7 +154,11 @@ class MergeMethod:
 
 @dataclass(frozen=True)
 class MethodSpec(Spec):
-    """A merge method with every hyperparameter."""
+    """A merge method with every hyperparameter: its own, and `shallow`, which every method has.
+
+    Source of `shallow`: LiNeS, arXiv 2410.17146, which scales a merged task vector evenly from the first block to the
+    last; its two numbers are this method's own scale, in the last block, and that times `shallow`.
+    """
 
     @classmethod
     def resolve(cls, name: str, settings: Mapping[str, object] | None = None) -> MethodSpec:
@@ -153,7 +167,7 @@ class MethodSpec(Spec):
         Raises:
             RecipeError: The method or a setting is unknown, or a value is impossible.
         """
-        return cls(name, resolve(f"Merge method '{name}'", get(name).hyperparameters, settings or {}))
+        return cls(name, resolve(f"Merge method '{name}'", (*get(name).hyperparameters, SHALLOW), settings or {}))
 
 
 def available() -> dict[str, MergeMethod]:

@@ -1,0 +1,34 @@
+"""What presets of a recipe set (docs/adr/0011-preset-fast.md, 0016-methods-as-genes.md), unless it says otherwise."""
+
+from typing import Any
+
+
+# What each preset sets other than the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "fast": {
+        "evaluations": 120,
+        "surrogate": "random_forest_per_task",
+        "screening": "hypervolume",
+        "imagined_generations": 15,
+        "initial": "ladder",
+    },
+    "automerge": {
+        "grouping": "merged",
+        "evaluations": 200,
+        "surrogate": "random_forest_per_task",
+        "screening": "hypervolume",
+        "imagined_generations": 15,
+    },
+}
+# What AutoMerge chooses among for each component where a recipe names no methods: the techniques of its study, with a
+# ladder of their hyperparameters (arXiv 2601.22748; its search draws them from ranges).
+AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
+    "average",
+    *({"name": "task_arithmetic", "scale": scale} for scale in (0.2, 0.4, 0.6, 0.8, 1.0)),
+    *({"name": "ties", "density": density, "scale": scale} for density in (0.2, 0.5) for scale in (0.6, 1.0, 1.5)),
+    *({"name": "dare", "density": density, "scale": scale} for density in (0.3, 0.7) for scale in (0.4, 0.8)),
+    *({"name": "dare", "density": density, "combine": "ties", "scale": 1.0} for density in (0.3, 0.7)),
+    "breadcrumbs",
+    {"name": "tsv", "scale": 1.0},
+)

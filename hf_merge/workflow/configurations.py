@@ -1,0 +1,101 @@
+"""Configurations of a project: how they become points of a front, and points become configurations again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hf_merge.merging import methods
+from hf_merge.merging.grouping import Grouping
+from hf_merge.merging.identity import configuration_id
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.configuration import Configuration, is_separate
+from hf_merge.searching.evaluation import Evaluation
+from hf_merge.searching.search import normalised_performance
+from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.workflow.gathering import GatheredOnce
+from hf_merge.workflow.project import Project
+from hf_merge.workflow.run_folder import GATHERED_FOLDER
+
+
+def new_builder(
+    project: Project, run: Path | None = None, front: Front | None = None, *, progress: bool = False
+) -> ExpertBuilder:
+    """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base.
+
+    Of fewer than four tasks it keeps less, for what a search may hold grows with their number.
+
+    Args:
+        project: The opened recipe.
+        run: The run folder, which keeps what the merge method needs beside the weights; None where it needs nothing.
+        front: A front whose configurations are to be built; the methods that they name join the recipe's.
+        progress: Show progress on stderr while that is gathered.
+    """
+    limit = min(4, len(project.family.tasks)) * project.family.parameters // 2
+    points = () if front is None else (*front.points, *front.controls.values())
+    named = [methods_of(point) for point in points]
+    specs = tuple(dict.fromkeys([*project.methods, *(spec for part in named for spec in part)]))
+    needy = next((spec.name for spec in specs if methods.get(spec.name).needs is not None), None)
+    if run is None and needy is not None:
+        raise ValueError(f"'{needy}' needs a run folder to keep what it gathers.")
+    within = {
+        str(spec.mapping["within"]): point.grouping
+        for point, part in zip(points, named, strict=True)
+        for spec in part
+        if "within" in spec.mapping
+    }
+    known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
+    return ExpertBuilder(project.family, project.components, specs, project.codec, limit_bytes=limit, gathered=known)
+
+
+def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
+    """Returns the merge method of every component, where a configuration names them.
+
+    Raises:
+        RecipeError: The installed version does not know a method.
+    """
+    return tuple(
+        MethodSpec.resolve(str(method["name"]), {key: value for key, value in method.items() if key != "name"})
+        for method in point.methods or ()
+    )
+
+
+def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:
+    """Returns the configuration of a point, for a builder that knows its methods."""
+    chosen = zip(point.grouping, methods_of(point), strict=False)
+    numbers = (0 if is_separate(partition) else builder.methods.index(spec) for partition, spec in chosen)
+    return Configuration(point.grouping, tuple(numbers))
+
+
+def front_point(
+    project: Project,
+    grouping: Grouping,
+    specs: Sequence[MethodSpec],
+    evaluation: Evaluation,
+    individual: Mapping[str, float],
+) -> FrontPoint:
+    """Returns a configuration that was measured as a point of a front.
+
+    Args:
+        project: The opened recipe.
+        grouping: The configuration's groups.
+        specs: Its merge method for every component; none where it is the recipe's everywhere.
+        evaluation: What it scored.
+        individual: The fine-tunes' own scores.
+    """
+    name = configuration_id(
+        project.components,
+        tuple(project.family.tasks),
+        grouping,
+        specs or project.method,
+        project.codec,
+        evaluation.cost,
+    )
+    return FrontPoint(
+        name,
+        evaluation.cost,
+        evaluation.performance,
+        normalised_performance(evaluation.scores, individual),
+        dict(evaluation.scores),
+        grouping,
+        methods=tuple(spec.as_json() for spec in specs) or None,
+    )
