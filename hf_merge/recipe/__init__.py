@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 
 from hf_merge.errors import RecipeError, nearest
-from hf_merge.recipe.data import DataSpec, Section
+from hf_merge.recipe.data import NAME, DataSpec, Section
+from hf_merge.recipe.merging import MergeSpec, settings_of
 from hf_merge.recipe.presets import AUTOMERGE_METHODS, PRESETS
 
 
@@ -24,8 +25,6 @@ __all__ = [
 
 METRICS = ("accuracy", "matthews", "f1", "pearson_spearman", "exact_match")
 MAX_RECIPE_BYTES = 1 << 20
-MAX_METHODS = 64
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 class BaseSpec(Section):
@@ -41,7 +40,7 @@ class TaskSpec(Section):
     `labels` names the classes in the order of the head's outputs, where the checkpoint does not: adapters never do.
     """
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     model: str | None = Field(default=None, min_length=1)
     adapter: str | None = Field(default=None, min_length=1)
     revision: str | None = None
@@ -84,36 +83,6 @@ class TaskSpec(Section):
         if metric not in METRICS:
             raise ValueError(f"unknown metric '{metric}'.{nearest(metric, METRICS)}")
         return metric
-
-
-class MergeSpec(Section):
-    """How components are cut, how a group is merged, and how an expert is stored.
-
-    A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`. Of
-    several methods the search chooses one for each component.
-    """
-
-    methods: tuple[str | dict[str, Any], ...] = ("task_arithmetic",)
-    granularity: str = "type"
-    stages: int = Field(default=3, ge=1, le=64)
-    codecs: tuple[str | dict[str, Any], ...] = ("int8",)
-
-    @field_validator("methods", "codecs")
-    @classmethod
-    def _named(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
-        if not 1 <= len(value) <= MAX_METHODS:
-            raise ValueError(f"{len(value)} entries given; give 1 to {MAX_METHODS}")
-        for entry in value:
-            if isinstance(entry, dict) and not isinstance(entry.get("name"), str):
-                raise ValueError(f"{entry!r} has no 'name': write {{name: ties, density: 0.2}}")
-        return value
-
-    @field_validator("codecs")
-    @classmethod
-    def _one_codec(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
-        if len(value) > 1:
-            raise ValueError(f"{len(value)} entries given; one codec stores all experts: keep one")
-        return value
 
 
 class SearchSpec(Section):
@@ -238,13 +207,6 @@ class Recipe(Section):
     def dump(self) -> str:
         """Returns the recipe as YAML text, every setting written out, the same bytes for equal recipes."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def settings_of(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns name and hyperparameters of one entry of `merge.methods` or `merge.codecs`."""
-    if isinstance(entry, str):
-        return entry, {}
-    return str(entry["name"]), {key: value for key, value in entry.items() if key != "name"}
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:

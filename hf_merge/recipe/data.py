@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, Wording, default_template, find_fault
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # of tasks and components
+
+
 class Section(BaseModel):
     """A part of the recipe: immutable, and strict about its keys."""
 

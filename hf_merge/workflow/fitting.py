@@ -66,7 +66,7 @@ def fitted(
     decided = {
         "method": json.dumps(method.as_json(), sort_keys=True),
         "base": project.family.base.digest(),
-        "granularity": f"{project.recipe.merge.granularity}/{project.recipe.merge.stages}",
+        "components": json.dumps({component.name: component.tensors for component in project.components}),
         "groups": json.dumps({name: [list(group) for group in parts] for name, parts in wanted.items()}),
         "tasks": json.dumps(known, sort_keys=True),
     }

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from hf_merge.errors import InputError, RecipeError, nearest
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import require_granularity
 from hf_merge.merging.experts import merged_tensors
 from hf_merge.merging.group_reader import GatheredSource, GroupReader
 from hf_merge.merging.methods import MethodSpec
@@ -30,7 +29,7 @@ from hf_merge.storing.model_folder import ModelFolder, require_free
 from hf_merge.storing.provenance import Origin, Source
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.origin import read_source
-from hf_merge.workflow.sources import Opening, components_of
+from hf_merge.workflow.sources import Opening, components_of, require_cut
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class _Request:
 
 def _check(asked: _Request) -> None:
     """Checks what can be checked before anything is opened."""
-    require_granularity(asked.recipe.merge.granularity)
+    require_cut(asked.recipe.merge)
     tasks = [task.name for task in asked.recipe.tasks]
     if asked.head is not None and asked.head not in tasks:
         raise RecipeError(f"No task is called '{asked.head}'.{nearest(asked.head, tasks)}")
@@ -159,7 +158,7 @@ def _write(folder: ModelFolder, like: Checkpoint, family: Family, asked: _Reques
     names = own.names if isinstance(own, FineTuned) else {name: name for name in family.shapes}
     full, spec = CodecSpec.resolve("full"), asked.spec if len(tasks) > 1 else None
     with waiting(asked.progress, f"merging by {asked.spec.name}", family.parameters, "parameter") as bar:
-        for component in components_of(family, cut.granularity, cut.stages):
+        for component in components_of(family, cut):
             reader = GroupReader(tasks, full, family.shapes, family.origin, family.tasks, asked.gathered)
             for name, values in merged_tensors(tasks, spec, component, reader):
                 folder.write(names[name], values)

@@ -10,7 +10,7 @@ import torch
 
 from hf_merge.errors import RecipeError
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Component, Place, Shape, require_granularity
+from hf_merge.merging.components import Component, Place, Shape
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import CPU, Head, Kind, TaskModel
@@ -30,7 +30,7 @@ from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
 from hf_merge.storing.language import LanguageCheckpoint
 from hf_merge.workflow.opening import aligned, head_of, pinned_recipe, settled_kind
-from hf_merge.workflow.sources import Opening, components_of, places_in
+from hf_merge.workflow.sources import Opening, components_of, places_in, require_cut
 from hf_merge.workflow.speaking import asked_run
 
 
@@ -106,7 +106,7 @@ def open_project(
     """
     methods = method_specs(recipe)
     codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
-    require_granularity(recipe.merge.granularity)
+    require_cut(recipe.merge)
     reads = require_one_kind(recipe)
     with Opening(headers_only, access, LanguageCheckpoint if reads == "language" else Checkpoint) as opening:
         base = opening.open("base", recipe.base.model, recipe.base.revision)
@@ -114,7 +114,7 @@ def open_project(
         kind = settled_kind(reads, base, tuned)
         family = aligned(base, tuned, kind)
         pinned = pinned_recipe(recipe, base, tuned, access)
-        components = components_of(family, recipe.merge.granularity, recipe.merge.stages)
+        components = components_of(family, recipe.merge)
         yield Project(pinned, family, components, methods, codec, kind)
 
 

@@ -1,11 +1,13 @@
 """Sources opened, pulled first where they are on the Hub, and the backbone cut into components; no model is loaded."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hf_merge.merging.components import BASE, Component, Place, cut, places
-from hf_merge.recipe import TaskSpec
+from hf_merge.merging.components import BASE, Component, Place, cut, places, require_granularity
+from hf_merge.merging.segments import segment
+from hf_merge.recipe import MergeSpec, TaskSpec
 from hf_merge.storing import hub
 from hf_merge.storing.adapters import Adapter
 from hf_merge.storing.checkpoints import Checkpoint
@@ -46,11 +48,26 @@ def places_in(family: Family) -> dict[str, Place]:
     return {name: of_base[family.adapted.get(name, name)] for name in family.shapes}
 
 
-def components_of(family: Family, granularity: str, stages: int) -> tuple[Component, ...]:
-    """Returns the partition of the backbone: of adapters their own tensors, and the base as one more component."""
+def require_cut(how: MergeSpec) -> None:
+    """Raises RecipeError, naming the nearest, where a recipe's granularity is none."""
+    if how.segments is None:
+        require_granularity(how.granularity)
+
+
+def components_of(family: Family, how: MergeSpec) -> tuple[Component, ...]:
+    """Returns the partition of the backbone: of adapters their own tensors, and the base as one more component.
+
+    Raises:
+        RecipeError: The granularity is unknown, or a segment that the recipe names gets no tensor.
+    """
     placed = places_in(family)
     if not family.adapted:
-        return cut(placed, granularity, stages=stages)
+        return _cut(placed, how)
     shared = tuple(sorted(name for name in placed if name not in family.adapted))
-    own = cut({name: placed[name] for name in family.adapted}, granularity, stages=stages)
-    return (Component(BASE, shared, shared=True), *own)
+    return (Component(BASE, shared, shared=True), *_cut({name: placed[name] for name in family.adapted}, how))
+
+
+def _cut(placed: Mapping[str, Place], how: MergeSpec) -> tuple[Component, ...]:
+    if how.segments is not None:
+        return segment(cut(placed, "model")[0], how.segments)
+    return cut(placed, how.granularity, stages=how.stages)

@@ -108,3 +108,16 @@ def test_a_front_of_a_single_method_is_written_as_before(tiny_family: Families, 
     assert '"methods"' not in (tmp_path / "run" / "front.json").read_text()
     front, _ = read_run(tmp_path / "run")
     assert all(point.methods is None for point in front.points)
+
+
+def test_components_may_be_named_by_patterns(tiny_family: Families, tmp_path: Path) -> None:
+    family = tiny_family("distilbert")
+    document = family.recipe(merge={"segments": {"late": ["*layer.2*"]}}, search={**FEW, "evaluations": 6})
+    recipe = Recipe.parse(document, "test")
+    front = search(recipe, tmp_path / "run", progress=False)
+    assert front.granularity == "segments" and front.components == ("late", "rest")
+    build(tmp_path / "run", progress=False)
+    require_the_logits_of_the_search(recipe, front.points, tmp_path / "run")
+    document["merge"]["segments"] = {"late": ["*layer.9*"]}
+    with pytest.raises(RecipeError, match="no tensor belongs to 'late'"):
+        search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
