@@ -10,10 +10,7 @@ from hf_merge.errors import RecipeError, some
 from hf_merge.merging.components import Component
 
 
-SEGMENTS, REST = "segments", "rest"
-
-
-def segment(whole: Component, patterns: Mapping[str, Sequence[str]]) -> tuple[Component, ...]:
+def segment(whole: Component, patterns: Mapping[str, Sequence[str]], rest: str) -> tuple[Component, ...]:
     """Returns the components that patterns cut a backbone into: an exact partition, in the order of the patterns.
 
     A tensor belongs to the first segment one of whose patterns its name matches (`*` is anything, dots too); those
@@ -22,14 +19,15 @@ def segment(whole: Component, patterns: Mapping[str, Sequence[str]]) -> tuple[Co
     Args:
         whole: The backbone as one component.
         patterns: For each segment its patterns.
+        rest: What the segment is called of the tensors that no other takes.
 
     Raises:
         RecipeError: A segment gets no tensor; the message says what names look like.
     """
-    found: dict[str, list[int]] = {name: [] for name in (*patterns, REST)}
+    found: dict[str, list[int]] = {name: [] for name in (*patterns, rest)}
     for index, tensor in enumerate(whole.tensors):
         fitting = (name for name, given in patterns.items() if any(fnmatchcase(tensor, one) for one in given))
-        found[next(fitting, REST)].append(index)
+        found[next(fitting, rest)].append(index)
     empty = next((name for name in patterns if not found[name]), None)
     if empty is not None:
         raise RecipeError(

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from hf_merge.merging.segments import REST, SEGMENTS
 from hf_merge.recipe.data import NAME, Section
 
 
 MAX_METHODS = 64
+SEGMENTS, REST = "segments", "rest"  # the granularity of components that a user names, and the last of them
 
 
 class MergeSpec(Section):

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from hf_merge.merging.components import BASE, Component, Place, cut, places, require_granularity
 from hf_merge.merging.segments import segment
 from hf_merge.recipe import MergeSpec, TaskSpec
+from hf_merge.recipe.merging import REST
 from hf_merge.storing import hub
 from hf_merge.storing.adapters import Adapter
 from hf_merge.storing.checkpoints import Checkpoint
@@ -69,5 +70,5 @@ def components_of(family: Family, how: MergeSpec) -> tuple[Component, ...]:
 
 def _cut(placed: Mapping[str, Place], how: MergeSpec) -> tuple[Component, ...]:
     if how.segments is not None:
-        return segment(cut(placed, "model")[0], how.segments)
+        return segment(cut(placed, "model")[0], how.segments, REST)
     return cut(placed, how.granularity, stages=how.stages)
