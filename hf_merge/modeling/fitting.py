@@ -54,6 +54,7 @@ class Pupil:
         names: The base's name of every backbone tensor, to the name on the task's own disk.
         trunk: The base's trunk.
         batches: Rows as model inputs.
+        weight: What its losses are multiplied by.
     """
 
     task: str
@@ -61,6 +62,7 @@ class Pupil:
     names: Mapping[str, str]
     trunk: str
     batches: Sequence[Batch]
+    weight: float = 1.0
 
     def pieces(self, size: int) -> list[Inputs]:
         """Returns the inputs cut into pieces of at most `size` rows."""
@@ -85,7 +87,7 @@ class Pupil:
         held = {name: place[1] for name, place in found.items() if place is not None}
         with differentiable(held.values()), torch.enable_grad(), _watching(blocks) as states:
             seen = Seen(self.model.answers(inputs).float(), tuple(states))
-            value = loss(seen)
+            value = self.weight * loss(seen)
             if not value.requires_grad or not held:
                 return
             gradients = torch.autograd.grad(value, list(held.values()), allow_unused=True)

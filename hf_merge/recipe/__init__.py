@@ -38,6 +38,7 @@ class TaskSpec(Section):
     """One task: a name, the checkpoint or the peft adapter trained for it, its data and its metric.
 
     `labels` names the classes in the order of the head's outputs, where the checkpoint does not: adapters never do.
+    `weight` is how much the task counts where a merge method fits coefficients.
     """
 
     name: str = Field(pattern=NAME)
@@ -47,6 +48,7 @@ class TaskSpec(Section):
     data: DataSpec
     metric: str = "accuracy"
     labels: tuple[str, ...] | None = None
+    weight: float = Field(default=1.0, gt=0, le=1000)
 
     @property
     def source(self) -> str:

@@ -69,6 +69,7 @@ def fitted(
         "components": json.dumps({component.name: component.tensors for component in project.components}),
         "groups": json.dumps({name: [list(group) for group in parts] for name, parts in wanted.items()}),
         "tasks": json.dumps(known, sort_keys=True),
+        "weights": json.dumps({task.name: task.weight for task in tasks}),
     }
     paths = {task: gathered_path(folder, task, {**decided, "task": task}) for task in known}
     if not all(path.is_file() for path in paths.values()):
@@ -90,7 +91,7 @@ def _pupils(project: Project, names: Sequence[str], method: MethodSpec) -> list[
         model = headed_model(project, task, reader, torch.float32)
         own = {name: model.own_name(name, family.base.trunk) for name in family.shapes}
         batches = reader.run(project, task, model, rows[task.name]).batches
-        pupils.append(Pupil(task.name, model, own, family.base.trunk, batches))
+        pupils.append(Pupil(task.name, model, own, family.base.trunk, batches, task.weight))
     return pupils
 
 

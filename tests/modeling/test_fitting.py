@@ -1,6 +1,7 @@
 """Losses beside their formulas, and fits that bring the merged model closer to what they are fitted to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,3 +164,17 @@ def test_the_same_rows_and_settings_give_the_same_coefficients(tiny_family: Fami
             )
             found.append(torch.cat(list(mixture.coefficients("colours").values())))
         assert torch.equal(*found)
+
+
+def test_a_task_of_more_weight_is_met_better(tiny_family: Families) -> None:
+    with open_project(Recipe.parse(tiny_family("distilbert").recipe(), "test")) as project:
+        gaps = []
+        for weight in (1.0, 100.0):
+            mixture, pupils = _set_up(project, "expert_merging", SIGMOID)
+            pupils = [replace(pupil, weight=weight if pupil.task == "colours" else 1.0) for pupil in pupils]
+            settings = MethodSpec.resolve("expert_merging", {"epochs": 4, "pull": 0.0, "accumulate": 6}).mapping
+            fit_alignment(mixture, Fit(pupils, settings), lambda task: _own(project, task))
+            (pupil,) = (pupil for pupil in pupils if pupil.task == "colours")
+            found, wanted = _answers(pupil, mixture.weights("colours")), _answers(pupil, _own(project, "colours"))
+            gaps.append(float((found.log_softmax(1) - wanted.log_softmax(1)).square().mean()))
+        assert gaps[1] < 0.8 * gaps[0]
