@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_merge.merging import factors
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Component, Shape
+from hf_merge.merging.components import Shape, decompose
 from hf_merge.merging.experts import merged_tensors
 from hf_merge.merging.group_reader import GroupReader, TensorSource
 from hf_merge.merging.methods import MethodSpec
@@ -108,7 +108,7 @@ def twin_merge(
     reader = GroupReader(tasks, CodecSpec.resolve("full"), shapes, base, members)
     common: dict[str, Tensor] = {}
     own: dict[str, Exclusives] = {}
-    for name, values in merged_tensors(tasks, shared, Component("model", tuple(shapes)), reader):
+    for name, values in merged_tensors(tasks, shared, decompose(shapes, "model")[0], reader):
         common[name] = values.reshape(shapes[name]).clone()
         if is_matrix(shapes[name]):
             rank = max(1, round(keep * min(shapes[name])))
