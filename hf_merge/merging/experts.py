@@ -135,33 +135,20 @@ def decode_expert(codec: CodecSpec, names: Sequence[str], tensors: Mapping[str, 
     return {name: decode(name, tensors) for name in names}
 
 
-def stored_names(name: str) -> tuple[str, str, str]:
-    """Returns the names under which an encoded tensor may be stored: its own, and where it is quantised two more."""
-    return name, f"{name}.scale", f"{name}.zero_point"
+def stored_names(codec: str, name: str) -> tuple[str, ...]:
+    """Returns the names under which a codec may store a tensor: its own, and where it is quantised some more."""
+    return (name, *(name + part for part in codecs.get(codec).parts))
 
 
-def find_fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Returns what is wrong with a stored tensor (the end of a sentence), or None where a codec can have written it.
+def find_fault(codec: str, name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns what is wrong with a stored tensor (the end of a sentence), or None where its codec can have written it.
 
     Args:
+        codec: The codec's name.
         name: The tensor's name.
         tensors: Encoded tensors by stored name.
     """
-    weight, scale, zero_point = map(tensors.get, stored_names(name))
-    if weight is None:
-        return "is missing"
-    if weight.dtype != torch.uint8:
-        if weight.dtype != torch.float32 or scale is not None or zero_point is not None:
-            return f"is {weight.dtype}, where float32 without scale and zero_point is stored in full"
-        return None if bool(torch.isfinite(weight).all()) else "holds NaN or infinity"
-    if scale is None or zero_point is None:
-        return "is uint8 without scale or zero_point"
-    if scale.dtype != torch.float32 or zero_point.dtype != torch.int32 or scale.shape != zero_point.shape:
-        return "has not a float32 scale and an int32 zero_point of one shape"
-    if scale.ndim and scale.shape != weight.shape[:1]:
-        return f"of shape {list(weight.shape)} has a scale of shape {list(scale.shape)}"
-    sound = torch.isfinite(scale) & (scale > 0) & (zero_point >= 0) & (zero_point <= 255)
-    return None if bool(sound.all()) else "has a scale that is not finite and above 0, or a zero_point beyond 0 to 255"
+    return codecs.get(codec).fault(name, tensors)
 
 
 def merged_tensors(

@@ -215,7 +215,7 @@ def padded_behind(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def base_names(stored: Sequence[str]) -> list[str]:
     """Returns the tensors' own names among stored names, which also hold the scales and zero points of some."""
     known = set(stored)
-    companions = {name for own in known for name in stored_names(own)[1:]}
+    companions = {name for own in known for name in stored_names(_SPEC.name, own)[1:]}
     return [name for name in stored if name not in companions]
 
 
@@ -276,11 +276,11 @@ def _depth(layers: int) -> int | None:
 
 
 def _require_sound(needed: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    known = {stored for name in needed for stored in stored_names(name)}
+    known = {stored for name in needed for stored in stored_names(_SPEC.name, name)}
     unknown = sorted(tensors.keys() - known)
     if unknown:
         raise MalformedChainMap(f"The router's features hold '{unknown[0]}', which they have no use for.")
     for name in needed:
-        fault = find_fault(name, tensors)
+        fault = find_fault(_SPEC.name, name, tensors)
         if fault is not None:
             raise MalformedChainMap(f"The router's feature tensor '{name}' {fault}.")

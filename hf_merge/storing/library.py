@@ -34,6 +34,7 @@ __all__ = ["MAP_FILE", "Member", "MemberContent", "StoredHead", "write_member"]
 
 # An expert or a head on its way into a shard: the first part of its tensors' names there, and its tensors.
 _Owner: TypeAlias = tuple[str, Mapping[str, Tensor]]
+_HEAD_CODEC = "full"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Member:
         except RecipeError as error:
             raise MalformedChainMap(f"{self.source}: expert '{entry.id}': {error} Update hf-merge?") from error
         decoded: dict[str, Tensor] = {}
-        for name, stored in self._stored(entry, entry.id, names):
+        for name, stored in self._stored(entry, entry.id, names, codec.name):
             decoded |= decode_expert(codec, (name,), stored)
         return decoded
 
@@ -204,10 +205,8 @@ class Member:
         if entry is None:
             return {}
         head: dict[str, Tensor] = {}
-        for _, stored in self._stored(entry, _head_prefix(task), entry.tensors):
+        for _, stored in self._stored(entry, _head_prefix(task), entry.tensors, _HEAD_CODEC):
             head |= stored
-        if head.keys() != set(entry.tensors):
-            raise MalformedChainMap(f"{self.source}: the head of '{task}' is quantised; heads are stored in full.")
         return head
 
     def router(self) -> dict[str, Tensor] | None:
@@ -222,7 +221,7 @@ class Member:
             return {name: file.read(name) for name in file.specs}
 
     def _stored(
-        self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str]
+        self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str], codec: str
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yields each name with its stored tensor `<prefix>/<name>` and companions, sound, one after the other.
 
@@ -231,9 +230,9 @@ class Member:
         held = 0
         with SafetensorsFile(self.check(entry.file)) as file:
             for name in names:
-                parts = [part for part in stored_names(name) if f"{prefix}/{part}" in file.specs]
+                parts = [part for part in stored_names(codec, name) if f"{prefix}/{part}" in file.specs]
                 stored = {part: file.read(f"{prefix}/{part}") for part in parts}
-                fault = find_fault(name, stored)
+                fault = find_fault(codec, name, stored)
                 if fault is not None:
                     raise MalformedChainMap(f"{file.path}: the tensor '{prefix}/{name}' {fault}.")
                 held += _bytes_of(stored)

@@ -36,8 +36,9 @@ def advise(project: Project, geometry: Geometry) -> None:
 def log_ranges(project: Project, builder: ExpertBuilder) -> None:
     """Logs how often the criterion of Eq. 6 held, whatever the policy did with it."""
     wider, tensors = builder.widened()
-    if tensors:
-        share, policy = 100 * (tensors - wider) / tensors, project.codec.mapping.get("policy", "none")
+    policy = project.codec.mapping.get("policy")
+    if tensors and policy is not None:
+        share = 100 * (tensors - wider) / tensors
         logger.info(
             "Range criterion: %.1f %% of the %d merged tensors built now pass; policy %s.", share, tensors, policy
         )

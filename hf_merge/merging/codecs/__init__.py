@@ -28,7 +28,7 @@ class Codec:
     Attributes:
         name: What recipes and `chains.json` call it; the name of its file.
         encode: `encode(name, weight, source_range, settings)` returns the stored tensors of one weight, by name:
-            `name` itself, and beside it `name.scale` and `name.zero_point` where it is quantised. `weight` is float32
+            `name` itself, uint8 where it is quantised, with the codec's `parts` beside it then. `weight` is float32
             of any shape and only read; it may come back as it is. `source_range` is the mean over the members of max -
             min: a scalar, or [rows] for unit `row`; None where there is nothing to compare with (a singleton). Raises
             NonFiniteWeights.
@@ -39,6 +39,9 @@ class Codec:
         cost: `cost(shape, quantised, settings)` returns what a tensor takes, in full-precision parameters.
         hyperparameters: The settings that it knows.
         summary: One sentence that says what it does.
+        parts: What the names of the tensors end in that stand beside a quantised one.
+        fault: `fault(name, tensors)` returns what is wrong with a stored tensor (the end of a sentence), or None where
+            the codec can have written it.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Codec:
     cost: Callable[[Shape, bool, Settings], float]
     hyperparameters: tuple[Hyperparameter, ...]
     summary: str
+    parts: tuple[str, ...]
+    fault: Callable[[str, Mapping[str, Tensor]], str | None]
 
 
 @dataclass(frozen=True)

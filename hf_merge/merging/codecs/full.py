@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import prod
 
+import torch
 from torch import Tensor
 
 from hf_merge.merging.codecs import Codec
@@ -36,6 +37,16 @@ def cost(shape: Shape, quantised: bool, settings: Settings) -> float:
     return float(prod(shape))
 
 
+def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns what is wrong with a stored tensor (the end of a sentence), or None where it is finite float32."""
+    stored = tensors.get(name)
+    if stored is None:
+        return "is missing"
+    if stored.dtype != torch.float32:
+        return f"is {stored.dtype}, where float32 is stored in full"
+    return None if bool(torch.isfinite(stored).all()) else "holds NaN or infinity"
+
+
 CODEC = Codec(
     name="full",
     encode=encode,
@@ -44,4 +55,6 @@ CODEC = Codec(
     cost=cost,
     hyperparameters=(),
     summary="Every tensor in float32.",
+    parts=(),
+    fault=fault,
 )

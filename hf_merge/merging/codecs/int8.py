@@ -100,6 +100,30 @@ def cost(shape: Shape, quantised: bool, settings: Settings) -> float:
     return elements * 8 / 32 + 2 * (shape[0] if settings["unit"] == "row" else 1)
 
 
+def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns what is wrong with a stored tensor (the end of a sentence), or None where `encode` may have written it.
+
+    Args:
+        name: The tensor's name.
+        tensors: Encoded tensors by stored name.
+    """
+    weight, scale, zero_point = (tensors.get(name + part) for part in ("", ".scale", ".zero_point"))
+    if weight is None:
+        return "is missing"
+    if weight.dtype != torch.uint8:
+        if weight.dtype != torch.float32 or scale is not None or zero_point is not None:
+            return f"is {weight.dtype}, where float32 without scale and zero_point is stored in full"
+        return None if bool(torch.isfinite(weight).all()) else "holds NaN or infinity"
+    if scale is None or zero_point is None:
+        return "is uint8 without scale or zero_point"
+    if scale.dtype != torch.float32 or zero_point.dtype != torch.int32 or scale.shape != zero_point.shape:
+        return "has not a float32 scale and an int32 zero_point of one shape"
+    if scale.ndim and scale.shape != weight.shape[:1]:
+        return f"of shape {list(weight.shape)} has a scale of shape {list(scale.shape)}"
+    sound = torch.isfinite(scale) & (scale > 0) & (zero_point >= 0) & (zero_point <= 255)
+    return None if bool(sound.all()) else "has a scale that is not finite and above 0, or a zero_point beyond 0 to 255"
+
+
 def _passes(low: Tensor, high: Tensor, source_range: Tensor | None, settings: Settings) -> bool:
     """Returns whether every unit's range is within the mean range of its sources."""
     if settings["policy"] == "always" or source_range is None:
@@ -161,4 +185,6 @@ CODEC = Codec(
         ),
     ),
     summary="Matrices in 8 bits (policy criterion: only where merging did not widen them), the rest in float32.",
+    parts=(".scale", ".zero_point"),
+    fault=fault,
 )
