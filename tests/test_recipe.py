@@ -49,7 +49,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "unknown split": (
         {"tasks": [TASK | {"data": {"path": "x", "text": "t", "data_files": {"dev": "f"}}}]}, "data_files",
     ),
-    "two codecs": ({"merge": {"codecs": ["int8", "full"]}}, "2 entries given"),
+    "no codec": ({"merge": {"codecs": []}}, "0 entries given"),
     "no method": ({"merge": {"methods": []}}, "0 entries given"),
     "nameless method": ({"merge": {"methods": [{"density": 0.2}]}}, "has no 'name'"),
     "preset": ({"search": {"preset": "papre"}}, "search.preset"),

@@ -83,7 +83,7 @@ def measure(family: Family, runs: dict[str, TaskRun], count: int) -> dict[str, A
     """Returns the seconds of evaluations and of bare passes, measured in turn, and their ratio."""
     components = decompose(family.shapes, "type")
     method, codec = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve("int8")
-    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=2 * family.parameters)
+    builder = ExpertBuilder(family, components, [method], [codec], limit_bytes=2 * family.parameters)
     evaluator = Evaluator(builder, runs)
     space = SearchSpace(tuple(component.name for component in components), tuple(family.tasks))
     bare = bare_pass_seconds(family, runs)  # the first pass warms up

@@ -15,20 +15,21 @@ def configuration_id(
     tasks: Sequence[str],
     grouping: Grouping,
     method: MethodSpec | Sequence[MethodSpec],
-    codec: CodecSpec,
+    codec: CodecSpec | Sequence[CodecSpec],
     cost: float,
 ) -> str:
     """Returns a configuration's id: `c0359-2f9a1c` for C = 0.359.
 
-    The digits after the dash come from everything that determines it: tasks, grouping, method (one for all components,
-    or one for each) and codec.
+    The digits after the dash come from everything that determines it: tasks, grouping, method and codec (each one for
+    all components, or one for each).
     """
     names = [component.name for component in components]
     columns = dict(zip(names, map(list, grouping), strict=True))
-    identity = {"tasks": list(tasks), "grouping": columns, "codec": codec.as_json()}
-    if isinstance(method, MethodSpec):
-        identity["method"] = method.as_json()
-    else:
-        identity["methods"] = {name: spec.as_json() for name, spec in zip(names, method, strict=True)}
+    identity: dict[str, object] = {"tasks": list(tasks), "grouping": columns}
+    for label, chosen in (("method", method), ("codec", codec)):
+        if isinstance(chosen, MethodSpec | CodecSpec):
+            identity[label] = chosen.as_json()
+        else:
+            identity[f"{label}s"] = {name: spec.as_json() for name, spec in zip(names, chosen, strict=True)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"c{round(cost * 1000):04d}-{digest[:6]}"

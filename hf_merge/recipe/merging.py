@@ -15,8 +15,8 @@ class MergeSpec(Section):
     """How components are cut, how a group is merged, and how an expert is stored.
 
     A method or codec is its name, or a mapping with `name` and hyperparameters: `{name: ties, density: 0.2}`. Of
-    several methods the search chooses one for each component. `segments` names components by patterns of tensor names
-    instead of a granularity.
+    several methods or codecs the search chooses one for each component. `segments` names components by patterns of
+    tensor names instead of a granularity.
     """
 
     methods: tuple[str | dict[str, Any], ...] = ("task_arithmetic",)
@@ -49,13 +49,6 @@ class MergeSpec(Section):
         for entry in value:
             if isinstance(entry, dict) and not isinstance(entry.get("name"), str):
                 raise ValueError(f"{entry!r} has no 'name': write {{name: ties, density: 0.2}}")
-        return value
-
-    @field_validator("codecs")
-    @classmethod
-    def _one_codec(cls, value: tuple[str | dict[str, Any], ...]) -> tuple[str | dict[str, Any], ...]:
-        if len(value) > 1:
-            raise ValueError(f"{len(value)} entries given; one codec stores all experts: keep one")
         return value
 
 

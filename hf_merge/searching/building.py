@@ -34,7 +34,7 @@ class ExpertBuilder:
         family: The aligned base and fine-tunes.
         components: The partition of the backbone.
         methods: How groups are merged; a configuration may choose among them.
-        codec: How experts are stored.
+        codecs: How experts are stored; a configuration may choose among them.
         tasks: The tasks' names, in the order of partitions.
         built: How many experts were really built.
     """
@@ -44,7 +44,7 @@ class ExpertBuilder:
         family: Family,
         components: Sequence[Component],
         methods: Sequence[MethodSpec],
-        codec: CodecSpec,
+        codecs: Sequence[CodecSpec],
         *,
         limit_bytes: int,
         gathered: GatheredForGroups | None = None,
@@ -56,12 +56,17 @@ class ExpertBuilder:
             components: The partition of the backbone.
             methods: How groups are merged; a configuration may choose among them, and takes the first where it
                 does not.
-            codec: How experts are stored.
+            codecs: How experts are stored, in the same way.
             limit_bytes: How many bytes of encoded experts are kept.
             gathered: Where what the method needs of the fine-tunes comes from, if it needs anything.
         """
         self._gathered = gathered
-        self.family, self.components, self.methods, self.codec = family, tuple(components), tuple(methods), codec
+        self.family, self.components, self.methods, self.codecs = (
+            family,
+            tuple(components),
+            tuple(methods),
+            tuple(codecs),
+        )
         self.tasks = tuple(family.tasks)
         self.built = 0
         self._by_name = {component.name: component for component in components}
@@ -161,7 +166,8 @@ class ExpertBuilder:
     def _key(self, index: int, members: Sequence[int], configuration: Configuration) -> ExpertKey:
         component = self.components[index]
         names = [] if component.shared else [self.tasks[number] for number in members]
-        return expert_key(component.name, names, self.methods[configuration.method(index)], self.codec)
+        method, codec = self.methods[configuration.method(index)], self.codecs[configuration.codec(index)]
+        return expert_key(component.name, names, method, codec)
 
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:

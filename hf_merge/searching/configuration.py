@@ -1,4 +1,4 @@
-"""One point of a search space: for every component who shares with whom, and by which method groups are merged."""
+"""One point of a search space: for every component who shares with whom, how groups are merged, and how stored."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,41 @@ from hf_merge.merging.grouping import Grouping, canonical, is_canonical
 
 @dataclass(frozen=True)
 class Configuration:
-    """One point of the search space; the codec is the same for every component and stands outside it.
+    """One point of the search space.
 
     Attributes:
         grouping: One canonical partition of the tasks per component.
         methods: For every component the number of its merge method among those that are searched; empty where there
             is one for all. A component of which no two tasks share an expert has method 0, for none is used there.
+        codecs: For every component the number of its codec among those that are searched; empty where there is one.
 
     Raises:
         ValueError: A partition is not in canonical form, so that equal configurations would compare unequal; or there
-            is another number of methods than of components, or a method where nothing is merged.
+            is another number of methods or codecs than of components, or a method where nothing is merged.
     """
 
     grouping: Grouping
     methods: tuple[int, ...] = ()
+    codecs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for partition in self.grouping:
             if not is_canonical(partition):
                 raise ValueError(f"The partition {partition} is not in canonical form {canonical(partition)}.")
-        if not self.methods:
-            return
-        if len(self.methods) != len(self.grouping):
-            raise ValueError(f"{len(self.methods)} methods do not fit {len(self.grouping)} components.")
-        for partition, method in zip(self.grouping, self.methods, strict=True):
+        for name, chosen in (("methods", self.methods), ("codecs", self.codecs)):
+            if chosen and len(chosen) != len(self.grouping):
+                raise ValueError(f"{len(chosen)} {name} do not fit {len(self.grouping)} components.")
+        for partition, method in zip(self.grouping, self.methods, strict=False):
             if method and is_separate(partition):
                 raise ValueError(f"Method {method} merges nothing in {partition}: in canonical form it is 0.")
 
     def method(self, component: int) -> int:
         """Returns the number of a component's merge method."""
         return self.methods[component] if self.methods else 0
+
+    def codec(self, component: int) -> int:
+        """Returns the number of a component's codec."""
+        return self.codecs[component] if self.codecs else 0
 
 
 def is_separate(partition: tuple[int, ...]) -> bool:

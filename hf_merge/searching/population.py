@@ -68,26 +68,30 @@ def kmeans_population(
     return _filled(space, chosen, size, rng)
 
 
-def with_methods(space: SearchSpace, drawn: Sequence[Configuration], size: int, seed: int) -> list[Configuration]:
-    """Returns a first generation that tries every merge method, of `size` distinct configurations at most.
+def with_choices(space: SearchSpace, drawn: Sequence[Configuration], size: int, seed: int) -> list[Configuration]:
+    """Returns a first generation that tries every merge method and codec, of `size` distinct configurations at most.
 
-    First all tasks merged by each method alone, half of the generation at most; then what was drawn, with methods
-    drawn at random; then random configurations, where the space holds more.
+    First the uniform ladder, half of the generation at most: all tasks merged and all apart in each codec alone, then
+    all merged by each method alone. Then what was drawn, with methods and codecs drawn at random; then random
+    configurations, where the space holds more.
 
     Args:
         space: The configurations to draw from.
-        drawn: Configurations whose partitions are to be tried; of a space of one method they come back as they are.
+        drawn: Configurations whose partitions are to be tried; of a space without a choice they come back as they are.
         size: How many to return.
         seed: Seed of the draws.
     """
-    if space.methods == 1:
+    if space.methods == space.codecs == 1:
         return list(drawn)
     rng = np.random.default_rng([seed, 2])
-    alone = [space.all_merged(method) for method in range(space.methods)]
+    alone = [space.all_merged(codec=codec) for codec in range(space.codecs)]
+    if space.codecs > 1 and not space.merged:
+        alone += [space.all_separate(codec) for codec in range(space.codecs)]
+    alone += [space.all_merged(method) for method in range(1, space.methods)]
     chosen = dict.fromkeys(alone if space.merged else alone[: max(1, size // 2)])
     for configuration in drawn if not space.merged else ():
         partitions = [configuration.grouping[index] for index in space.searched]
-        chosen[space.configuration(partitions, space.random_methods(rng))] = None
+        chosen[space.configuration(partitions, *space.random_choices(rng))] = None
     return _filled(space, chosen, size, rng)
 
 

@@ -21,7 +21,7 @@ from hf_merge.searching.guessing import Guess, guess_by_task, guess_performance
 from hf_merge.searching.ladder import ladder
 from hf_merge.searching.nsga2 import Nsga2
 from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
-from hf_merge.searching.population import kmeans_population, random_population, with_methods
+from hf_merge.searching.population import kmeans_population, random_population, with_choices
 from hf_merge.searching.screening import screen, screen_by_improvement
 from hf_merge.searching.space import SearchSpace
 
@@ -164,7 +164,7 @@ def _drawn(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: S
 
 def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:
     """Returns the algorithm with its first generation."""
-    initial = with_methods(space, _drawn(space, grams, settings), settings.population, settings.seed)
+    initial = with_choices(space, _drawn(space, grams, settings), settings.population, settings.seed)
     offspring = settings.population if settings.surrogate == "none" else settings.offspring
     return Nsga2(space, initial, settings.population, offspring, settings.seed)
 

@@ -1,7 +1,7 @@
 """The configurations that a search chooses among: how they are drawn, varied and written as vectors.
 
-A configuration has for every component a partition of the tasks, and where several merge methods are searched the
-number of one of them.
+A configuration has for every component a partition of the tasks, and where several merge methods or codecs are
+searched the number of one of them.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,11 @@ class SearchSpace:
         shared: Those of the components that are not searched: every task has the base's own weights there, so that
             they always are one group.
         methods: How many merge methods each component's groups may be merged by.
+        codecs: How many codecs each component's experts may be stored by.
         merged: Whether every component is one group, so that the methods alone are searched (AutoMerge).
 
     Raises:
-        ValueError: There is no component to search, no task, or no method.
+        ValueError: There is no component to search, no task, no method or no codec.
     """
 
     components: tuple[str, ...]
@@ -45,29 +46,31 @@ class SearchSpace:
     shared: frozenset[str] = frozenset()
     methods: int = 1
     merged: bool = False
+    codecs: int = 1
 
     def __post_init__(self) -> None:
-        if not self.shared < set(self.components) or not self.tasks or self.methods < 1:
+        if not self.shared < set(self.components) or not self.tasks or min(self.methods, self.codecs) < 1:
             raise ValueError(
-                f"A search space needs components, tasks and methods, not {self.components}, {self.tasks} and "
-                f"{self.methods}."
+                f"A search space needs components, tasks, methods and codecs, not {self.components}, {self.tasks}, "
+                f"{self.methods} and {self.codecs}."
             )
 
     @property
     def size(self) -> int:
         """The number of configurations: what a component offers, to the power of L.
 
-        It offers every partition (the Bell number of T) with every method, but all tasks apart only once.
+        It offers every partition (the Bell number of T) with every method, but all tasks apart only once; and all that
+        with every codec.
         """
         if self.merged:
-            return int((self.methods if len(self.tasks) > 1 else 1) ** len(self.searched))
+            return int(((self.methods if len(self.tasks) > 1 else 1) * self.codecs) ** len(self.searched))
         row = [1]
         for _ in self.tasks[1:]:
             extended = [row[-1]]
             for entry in row:
                 extended.append(extended[-1] + entry)
             row = extended
-        return int(((row[-1] - 1) * self.methods + 1) ** len(self.searched))
+        return int((((row[-1] - 1) * self.methods + 1) * self.codecs) ** len(self.searched))
 
     @cached_property
     def searched(self) -> tuple[int, ...]:
@@ -75,67 +78,87 @@ class SearchSpace:
         return tuple(index for index, name in enumerate(self.components) if name not in self.shared)
 
     def encode(self, configuration: Configuration) -> NDArray[np.int64]:
-        """Returns a configuration as a vector `[genes] int64`: the labels, component by component, then methods.
+        """Returns a configuration as a vector `[genes] int64`: labels by component, then methods and codecs.
 
-        There are `components * tasks` labels, and where several methods are searched `components` of them.
+        There are `components * tasks` labels, and where several methods or codecs are searched `components` of each.
         """
-        return np.array([*chain.from_iterable(configuration.grouping), *configuration.methods], dtype=np.int64)
+        labels = chain.from_iterable(configuration.grouping)
+        return np.array([*labels, *configuration.methods, *configuration.codecs], dtype=np.int64)
 
     @property
     def genes(self) -> int:
         """The length of a configuration's vector."""
-        return len(self.components) * (len(self.tasks) + (self.methods > 1))
+        return len(self.components) * (len(self.tasks) + (self.methods > 1) + (self.codecs > 1))
 
     def decode(self, vector: NDArray[np.int64]) -> Configuration:
-        """Returns the configuration of a vector `[genes]` of any integer labels and methods, in canonical form."""
-        labels, methods = np.split(np.asarray(vector), [len(self.components) * len(self.tasks)])
-        columns = labels.reshape(len(self.components), len(self.tasks)).tolist()
-        return self._canonical([canonical(column) for column in columns], methods.tolist())
+        """Returns the configuration of a vector `[genes]` of any integers, in canonical form."""
+        count, width = len(self.components), len(self.components) * len(self.tasks)
+        labels, rest = np.split(np.asarray(vector), [width])
+        methods, codecs = np.split(rest, [count if self.methods > 1 else 0])
+        columns = [canonical(column) for column in labels.reshape(count, len(self.tasks)).tolist()]
+        return self._canonical(columns, methods.tolist(), codecs.tolist())
 
-    def _canonical(self, grouping: Sequence[Partition], methods: Sequence[int]) -> Configuration:
-        """Returns a configuration with method 0 where nothing is merged, and none where one is for all."""
-        if self.methods == 1:
-            return Configuration(tuple(grouping))
+    def _canonical(
+        self, grouping: Sequence[Partition], methods: Sequence[int], codecs: Sequence[int]
+    ) -> Configuration:
+        """Returns a configuration with method 0 where nothing is merged, and no numbers where there is no choice."""
         kept = (
             0 if is_separate(partition) or name in self.shared else int(method) % self.methods
-            for name, partition, method in zip(self.components, grouping, methods, strict=True)
+            for name, partition, method in zip(self.components, grouping, methods, strict=False)
         )
-        return Configuration(tuple(grouping), tuple(kept))
+        stored = (
+            0 if name in self.shared else int(codec) % self.codecs
+            for name, codec in zip(self.components, codecs, strict=False)
+        )
+        return Configuration(
+            tuple(grouping),
+            tuple(kept) if self.methods > 1 else (),
+            tuple(stored) if self.codecs > 1 else (),
+        )
 
-    def uniform(self, partition: Partition, method: int = 0) -> Configuration:
-        """Returns the configuration with the same `partition` and method in every component."""
-        return self.configuration([partition] * len(self.searched), [method] * len(self.searched))
+    def uniform(self, partition: Partition, method: int = 0, codec: int = 0) -> Configuration:
+        """Returns the configuration with the same `partition`, method and codec in every component."""
+        count = len(self.searched)
+        return self.configuration([partition] * count, [method] * count, [codec] * count)
 
-    def configuration(self, partitions: Sequence[Partition], methods: Sequence[int] = ()) -> Configuration:
-        """Returns the configuration with these partitions and methods in the components that are searched.
+    def configuration(
+        self, partitions: Sequence[Partition], methods: Sequence[int] = (), codecs: Sequence[int] = ()
+    ) -> Configuration:
+        """Returns the configuration with these partitions, methods and codecs in the components that are searched.
 
-        Without methods it is the first everywhere.
+        Without methods or codecs it is the first everywhere.
         """
-        columns, chosen = [all_merged(len(self.tasks))] * len(self.components), [0] * len(self.components)
+        columns = [all_merged(len(self.tasks))] * len(self.components)
+        chosen, stored = [0] * len(self.components), [0] * len(self.components)
         for place, index in enumerate(self.searched):
             columns[index] = partitions[place]
             chosen[index] = methods[place] if methods else 0
-        return self._canonical(columns, chosen)
+            stored[index] = codecs[place] if codecs else 0
+        return self._canonical(columns, chosen, stored)
 
-    def all_merged(self, method: int = 0) -> Configuration:
-        """Returns the cheapest grouping: one group for all tasks in every component, merged by one method."""
-        return self.uniform(all_merged(len(self.tasks)), method)
+    def all_merged(self, method: int = 0, codec: int = 0) -> Configuration:
+        """Returns the cheapest grouping: one group for all tasks in every component, merged and stored in one way."""
+        return self.uniform(all_merged(len(self.tasks)), method, codec)
 
-    def all_separate(self) -> Configuration:
+    def all_separate(self, codec: int = 0) -> Configuration:
         """Returns the most expensive grouping: a group for each task in every component."""
-        return self.uniform(all_separate(len(self.tasks)))
+        return self.uniform(all_separate(len(self.tasks)), codec=codec)
 
     def random(self, rng: np.random.Generator) -> Configuration:
         """Returns a random configuration: for each component an even draw of 1 to T groups, filled at random.
 
-        Methods, where there are several, are drawn evenly.
+        Methods and codecs, where there are several, are drawn evenly.
         """
         partitions = [self._random_partition(rng) for _ in self.searched]
-        return self.configuration(partitions, self.random_methods(rng))
+        return self.configuration(partitions, *self.random_choices(rng))
 
-    def random_methods(self, rng: np.random.Generator) -> list[int]:
-        """Returns a method for each searched component, drawn evenly; none where there is one for all."""
-        return rng.integers(self.methods, size=len(self.searched)).tolist() if self.methods > 1 else []
+    def random_choices(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Returns a method and a codec for each searched component, drawn evenly; none where there is no choice."""
+        methods, codecs = (
+            rng.integers(count, size=len(self.searched)).tolist() if count > 1 else []
+            for count in (self.methods, self.codecs)
+        )
+        return methods, codecs
 
     def _random_partition(self, rng: np.random.Generator) -> Partition:
         tasks = len(self.tasks)
@@ -149,30 +172,33 @@ class SearchSpace:
         """Returns what a surrogate learns from, `[components * (T(T-1)/2 + 1 + T)] float64`.
 
         For each component: the co-membership bits, the number of groups, and the group sizes, largest first, padded
-        with zeros. Where several methods are searched, for each component and method whether it is used besides.
+        with zeros. Where several methods or codecs are searched, for each component whether each of them is used.
         """
         rows: list[int] = []
         for partition in configuration.grouping:
             sizes = sorted((len(group) for group in groups(partition)), reverse=True)
             rows += [*co_membership(partition), len(sizes), *sizes, *[0] * (len(self.tasks) - len(sizes))]
         merges = [not is_separate(partition) for partition in configuration.grouping]
-        return np.array(rows + self._method_bits(configuration, merges), dtype=np.float64)
+        return np.array(rows + self._choice_bits(configuration, merges), dtype=np.float64)
 
-    def _method_bits(self, configuration: Configuration, merges: Sequence[bool]) -> list[int]:
-        """Returns for each component and method whether it is used, where `merges` says that anything is merged."""
-        if self.methods == 1:
-            return []
-        return [
+    def _choice_bits(self, configuration: Configuration, merges: Sequence[bool]) -> list[int]:
+        """Returns for each component which method it uses, where `merges` says that anything is, and which codec."""
+        methods = [
             int(merged and configuration.method(index) == method)
             for index, merged in enumerate(merges)
             for method in range(self.methods)
         ]
+        codecs = [
+            int(configuration.codec(index) == codec) for index in range(len(merges)) for codec in range(self.codecs)
+        ]
+        return (methods if self.methods > 1 else []) + (codecs if self.codecs > 1 else [])
 
     def chain_features(self, configuration: Configuration, task: int) -> NDArray[np.float64]:
         """Returns what a surrogate learns a single task's score from, `[components * tasks] float64`.
 
         For each component: whether each of the other tasks shares the task's expert, and how many do. Where several
-        methods are searched, for each component and method whether the task's expert is merged by it besides.
+        methods or codecs are searched, for each component whether the task's expert is merged or stored by each of
+        them besides.
 
         Args:
             configuration: The configuration.
@@ -182,7 +208,7 @@ class SearchSpace:
         shared = columns == columns[:, [task]]
         others = shared.sum(axis=1, keepdims=True) - 1
         rows = np.concatenate([np.delete(shared, task, axis=1), others], axis=1)
-        bits = self._method_bits(configuration, (others[:, 0] > 0).tolist())
+        bits = self._choice_bits(configuration, (others[:, 0] > 0).tolist())
         return np.concatenate([rows.reshape(-1), bits]).astype(np.float64)
 
     def crossover(
@@ -190,54 +216,68 @@ class SearchSpace:
     ) -> tuple[Configuration, Configuration]:
         """Returns two children that share out the parents' columns.
 
-        Each component's whole column, its method too, goes to one child or the other with even odds, because labels
+        Each component's whole column, its method and codec too, goes to one child or the other, because labels
         mean something only inside a column. With probability `row_swap`, in [0, 1], the children then exchange the
         label of one task in one column.
 
         Source: MERGE (arXiv 2602.06552), Algorithm 1, crossover on G.
         """
         columns = np.stack([self._columns(first), self._columns(second)])
-        methods = np.array([self._methods(first), self._methods(second)])
+        chosen = np.array([self._choices(first), self._choices(second)])
         exchanged = rng.random(len(self.components)) < 0.5
         columns[:, exchanged] = columns[::-1, exchanged]
-        methods[:, exchanged] = methods[::-1, exchanged]
+        chosen[:, exchanged] = chosen[::-1, exchanged]
         if rng.random() < row_swap:
             component, task = self.searched[rng.integers(len(self.searched))], rng.integers(len(self.tasks))
             columns[:, component, task] = columns[::-1, component, task]
-        return self._child(columns[0], methods[0]), self._child(columns[1], methods[1])
+        return self._child(columns[0], chosen[0]), self._child(columns[1], chosen[1])
 
-    def _child(self, columns: NDArray[np.int64], methods: NDArray[np.int64]) -> Configuration:
-        return self._canonical([canonical(column) for column in columns.tolist()], methods.tolist())
+    def _child(self, columns: NDArray[np.int64], chosen: NDArray[np.int64]) -> Configuration:
+        partitions = [canonical(column) for column in columns.tolist()]
+        return self._canonical(partitions, chosen[:, 0].tolist(), chosen[:, 1].tolist())
 
     def _columns(self, configuration: Configuration) -> NDArray[np.int64]:
         """Returns the labels, [components, tasks]."""
         return np.array(configuration.grouping, dtype=np.int64)
 
-    def _methods(self, configuration: Configuration) -> list[int]:
-        return [configuration.method(index) for index in range(len(self.components))]
+    def _choices(self, configuration: Configuration) -> list[tuple[int, int]]:
+        """Returns method and codec of every component, [components, 2]."""
+        return [(configuration.method(index), configuration.codec(index)) for index in range(len(self.components))]
 
     def mutate(self, configuration: Configuration, rng: np.random.Generator) -> Configuration:
         """Returns a configuration in which each column steps to a neighbour with probability 1/L, at least one does.
 
-        Where there is a choice of methods, every other step changes the method instead; where all tasks are merged
-        everywhere, each does. With a single task there is nothing to change and the configuration itself comes back.
+        Where there is a choice of methods or codecs, a step changes the partition, the method or the codec with even
+        odds; where all tasks are merged everywhere, never the partition. With a single task and no choice there is
+        nothing to change and the configuration itself comes back.
         """
         chosen = rng.random(len(self.searched)) < 1.0 / len(self.searched)
         if not chosen.any():
             chosen[rng.integers(len(self.searched))] = True
-        columns, methods = [], []
+        columns, methods, codecs = [], [], []
         for index, steps in zip(self.searched, chosen, strict=True):
-            column, method = configuration.grouping[index], configuration.method(index)
-            if steps and self._changes_method(column, rng):
-                method = (method + int(rng.integers(1, self.methods))) % self.methods
-            elif steps and not self.merged:
-                column = neighbour(column, rng)
-            columns.append(column)
-            methods.append(method)
-        return self.configuration(columns, methods)
+            column, method, codec = (
+                configuration.grouping[index],
+                configuration.method(index),
+                configuration.codec(index),
+            )
+            change = self._change(column, rng) if steps else ""
+            columns.append(neighbour(column, rng) if change == "partition" else column)
+            methods.append(_other(method, self.methods, rng) if change == "method" else method)
+            codecs.append(_other(codec, self.codecs, rng) if change == "codec" else codec)
+        return self.configuration(columns, methods, codecs)
 
-    def _changes_method(self, column: Partition, rng: np.random.Generator) -> bool:
-        """Returns whether a step changes the method rather than the partition."""
-        if self.methods == 1 or is_separate(column):
-            return False
-        return self.merged or rng.random() < 0.5
+    def _change(self, column: Partition, rng: np.random.Generator) -> str:
+        """Returns what a step changes: the partition, the method or the codec."""
+        offered = {
+            "partition": not self.merged,
+            "method": self.methods > 1 and not is_separate(column),
+            "codec": self.codecs > 1,
+        }
+        kinds = [kind for kind, possible in offered.items() if possible]
+        return kinds[int(rng.integers(len(kinds)))] if len(kinds) > 1 else "".join(kinds)
+
+
+def _other(number: int, count: int, rng: np.random.Generator) -> int:
+    """Returns another of the numbers below `count`, drawn evenly."""
+    return (number + int(rng.integers(1, count))) % count

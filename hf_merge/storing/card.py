@@ -25,6 +25,7 @@ from hf_merge.storing.results import Report
 __all__ = ["Origin", "Places", "Source", "family_card", "member_card", "recorded_scores"]
 
 _EXAMPLE_BUDGET = 0.5
+_CHOSEN = "one of several, chosen for each component"
 
 
 def family_card(front: Front, report: Report | None, origin: Origin, places: Places) -> str:
@@ -98,9 +99,9 @@ def _assembled(template: str, subject: Subject, values: Mapping[str, object]) ->
     return redact(str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")))
 
 
-def _has_methods(front: Front) -> bool:
-    """Returns whether configurations name a merge method for each component."""
-    return any(point.methods is not None for point in front.points)
+def _chooses(front: Front, label: str) -> bool:
+    """Returns whether configurations name a merge method, or a codec, for each component."""
+    return any(getattr(point, label) is not None for point in front.points)
 
 
 def _shared(subject: Subject) -> dict[str, object]:
@@ -126,10 +127,8 @@ def _shared(subject: Subject) -> dict[str, object]:
         "validation_rows": recipe.search.validation_rows,
         "evaluations": front.history[-1][0],
         "hypervolume": f"{front.hypervolume:.4f}",
-        "method": tables.settings_text(front.method)
-        if not _has_methods(front)
-        else "one of several, chosen for each component",
-        "codec": tables.settings_text(front.codec),
+        "method": tables.settings_text(front.method) if not _chooses(front, "methods") else _CHOSEN,
+        "codec": tables.settings_text(front.codec) if not _chooses(front, "codecs") else _CHOSEN,
         "granularity": front.granularity,
         "components": len(front.components),
         "dtype": front.dtype,

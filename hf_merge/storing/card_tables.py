@@ -153,11 +153,12 @@ def labels_table(chain_map: ChainMap) -> Markdown:
 
 
 def sharing_table(front: Front, point: FrontPoint) -> Markdown:
-    """Returns who shares what: components that are shared and merged in the same way stand in one row."""
-    alike: dict[tuple[Partition, Markdown], list[str]] = {}
+    """Returns who shares what: those treated alike stand in one row."""
+    alike: dict[tuple[Partition, Markdown, Markdown], list[str]] = {}
     for index, (component, partition) in enumerate(zip(front.components, point.grouping, strict=True)):
         method = Markdown("") if point.methods is None else settings_text(point.methods[index])
-        alike.setdefault((partition, method), []).append(component)
+        codec = Markdown("") if point.codecs is None else settings_text(point.codecs[index])
+        alike.setdefault((partition, method, codec), []).append(component)
     tasks = tuple(front.tasks)
     rows = [
         [
@@ -165,10 +166,14 @@ def sharing_table(front: Front, point: FrontPoint) -> Markdown:
             len(groups(partition)),
             joined([_group(tasks, group) for group in groups(partition)], "; "),
             *([] if point.methods is None else [method if len(groups(partition)) < len(tasks) else "-"]),
+            *([] if point.codecs is None else [codec]),
         ]
-        for (partition, method), components in alike.items()
+        for (partition, method, codec), components in alike.items()
     ]
-    return table(["components", "experts", "shared by", *([] if point.methods is None else ["merged by"])], rows)
+    header = ["components", "experts", "shared by"]
+    header += [] if point.methods is None else ["merged by"]
+    header += [] if point.codecs is None else ["stored as"]
+    return table(header, rows)
 
 
 def settings_text(entry: Mapping[str, Any]) -> Markdown:

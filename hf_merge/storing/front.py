@@ -28,6 +28,7 @@ _Value = TypeVar("_Value")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PUBLISHED = ("repo", "revision", "map_sha256")
+_CHOICES = ("methods", "codecs")  # written where components differ from the front's own
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FrontPoint:
         map_sha256: SHA-256 of the `chains.json` at that commit; None with `repo`.
         methods: For each component the merge method with every hyperparameter; None where it is the front's own
             everywhere, and then not written.
+        codecs: The same of codecs.
     """
 
     id: str
@@ -58,6 +60,7 @@ class FrontPoint:
     revision: str | None = None
     map_sha256: str | None = None
     methods: tuple[Mapping[str, Any], ...] | None = None
+    codecs: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ def _points(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -
 
 
 def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) -> FrontPoint:
-    parts = field.record(tuple(FrontPoint.__dataclass_fields__), optional=("methods",))
+    parts = field.record(tuple(FrontPoint.__dataclass_fields__), optional=_CHOICES)
     columns = parts["grouping"].record(components)
     published = [name for name in _PUBLISHED if parts[name].value is not None]
     if published and len(published) < len(_PUBLISHED):
@@ -258,11 +261,11 @@ def _point(field: Field, components: Sequence[str], tasks: Mapping[str, str]) ->
         repo=_or_none(parts["repo"], _repo),
         revision=_or_none(parts["revision"], _commit),
         map_sha256=_or_none(parts["map_sha256"], _digest),
-        methods=_methods(parts["methods"], components) if "methods" in parts else None,
+        **{name: _choices(parts[name], components) if name in parts else None for name in _CHOICES},
     )
 
 
-def _methods(field: Field, components: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+def _choices(field: Field, components: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
     parts = field.record(components)
     return tuple(_settings(parts[name]) for name in components)
 
@@ -296,11 +299,12 @@ def _history(field: Field) -> tuple[int, float]:
 def _point_document(point: FrontPoint, front: Front) -> dict[str, Any]:
     grouping = dict(zip(front.components, point.grouping, strict=True))
     document = vars(point) | {"scores": _in_order(point.scores, list(front.tasks)), "grouping": grouping}
-    if point.methods is None:
-        del document["methods"]
-        return document
-    named = zip(front.components, point.methods, strict=True)
-    return document | {"methods": {name: _named_first(method) for name, method in named}}
+    for label in _CHOICES:
+        chosen = document.pop(label)
+        if chosen is not None:
+            named = zip(front.components, chosen, strict=True)
+            document[label] = {name: _named_first(entry) for name, entry in named}
+    return document
 
 
 def _in_order(values: Mapping[str, _Value], tasks: Sequence[str]) -> dict[str, _Value]:

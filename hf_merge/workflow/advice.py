@@ -36,7 +36,7 @@ def advise(project: Project, geometry: Geometry) -> None:
 def log_ranges(project: Project, builder: ExpertBuilder) -> None:
     """Logs how often the criterion of Eq. 6 held, whatever the policy did with it."""
     wider, tensors = builder.widened()
-    policy = project.codec.mapping.get("policy")
+    policy = next((codec.mapping["policy"] for codec in project.codecs if "policy" in codec.mapping), None)
     if tensors and policy is not None:
         share = 100 * (tensors - wider) / tensors
         logger.info(

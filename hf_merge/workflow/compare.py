@@ -180,7 +180,8 @@ class _Bench:
         """Returns what the fine-tunes and the base score, and the fine-tunes at 8 bits."""
         project, tasks = self._project, tuple(self._project.family.tasks)
         separate = Configuration(project.space().all_separate().grouping)
-        builder = self._builder(project.method, project.codec)
+        eight_bits = next((codec for codec in project.codecs if codec.name == "int8"), CodecSpec.resolve("int8"))
+        builder = self._builder(project.method, eight_bits)
         own = {task: reference_chain(project.components, (task,)) for task in tasks}
         base = {task: reference_chain(project.components, ()) for task in tasks}
         heads = project.family.head_parameters() / project.family.parameters
@@ -254,7 +255,7 @@ class _Bench:
         project = self._project
         known = GatheredOnce(project, self._folder / GATHERED_FOLDER, progress=self._progress)
         limit = 5 * project.family.parameters  # one whole model at full precision, and what its quantisation adds
-        return ExpertBuilder(project.family, project.components, [spec], codec, limit_bytes=limit, gathered=known)
+        return ExpertBuilder(project.family, project.components, [spec], [codec], limit_bytes=limit, gathered=known)
 
     def _under(self, builder: ExpertBuilder, chains: Mapping[str, Chain]) -> Answer:
         """Returns what answers a task's rows under its chain."""

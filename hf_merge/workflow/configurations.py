@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_merge.merging import methods
+from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.methods import MethodSpec
@@ -44,7 +45,8 @@ def new_builder(
         if "within" in spec.mapping
     }
     known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
-    return ExpertBuilder(project.family, project.components, specs, project.codec, limit_bytes=limit, gathered=known)
+    codecs = tuple(dict.fromkeys([*project.codecs, *(codec for point in points for codec in codecs_of(point))]))
+    return ExpertBuilder(project.family, project.components, specs, codecs, limit_bytes=limit, gathered=known)
 
 
 def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
@@ -59,17 +61,30 @@ def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
     )
 
 
+def codecs_of(point: FrontPoint) -> tuple[CodecSpec, ...]:
+    """Returns the codec of every component, where a configuration names them.
+
+    Raises:
+        RecipeError: The installed version does not know a codec.
+    """
+    return tuple(
+        CodecSpec.resolve(str(codec["name"]), {key: value for key, value in codec.items() if key != "name"})
+        for codec in point.codecs or ()
+    )
+
+
 def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:
-    """Returns the configuration of a point, for a builder that knows its methods."""
+    """Returns the configuration of a point, for a builder that knows its methods and codecs."""
     chosen = zip(point.grouping, methods_of(point), strict=False)
     numbers = (0 if is_separate(partition) else builder.methods.index(spec) for partition, spec in chosen)
-    return Configuration(point.grouping, tuple(numbers))
+    return Configuration(point.grouping, tuple(numbers), tuple(map(builder.codecs.index, codecs_of(point))))
 
 
 def front_point(
     project: Project,
     grouping: Grouping,
     specs: Sequence[MethodSpec],
+    codecs: Sequence[CodecSpec],
     evaluation: Evaluation,
     individual: Mapping[str, float],
 ) -> FrontPoint:
@@ -79,6 +94,7 @@ def front_point(
         project: The opened recipe.
         grouping: The configuration's groups.
         specs: Its merge method for every component; none where it is the recipe's everywhere.
+        codecs: Its codec for every component, in the same way.
         evaluation: What it scored.
         individual: The fine-tunes' own scores.
     """
@@ -87,7 +103,7 @@ def front_point(
         tuple(project.family.tasks),
         grouping,
         specs or project.method,
-        project.codec,
+        codecs or project.codec,
         evaluation.cost,
     )
     return FrontPoint(
@@ -98,4 +114,5 @@ def front_point(
         dict(evaluation.scores),
         grouping,
         methods=tuple(spec.as_json() for spec in specs) or None,
+        codecs=tuple(codec.as_json() for codec in codecs) or None,
     )

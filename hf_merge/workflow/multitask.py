@@ -70,7 +70,7 @@ def open_multitask(recipe: Recipe, folder: Path, access: hub.Access = hub.AS_USU
         _require_one_backbone(family, folder)
         data, reader = load_rows(project.recipe, project.heads), Reader(project)
         builder = ExpertBuilder(
-            family, project.components, project.methods, CodecSpec.resolve("full"), limit_bytes=5 * family.parameters
+            family, project.components, project.methods, [CodecSpec.resolve("full")], limit_bytes=5 * family.parameters
         )
         yield Multitask(
             1 + family.head_parameters() / family.parameters,

@@ -1,10 +1,11 @@
 """A recipe made concrete: sources pulled and pinned, checkpoints aligned, components cut, rows read and batched."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -35,6 +36,7 @@ from hf_merge.workflow.speaking import asked_run
 
 
 logger = logging.getLogger(__name__)
+_Spec = TypeVar("_Spec", MethodSpec, CodecSpec)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +49,7 @@ class Project:
         family: The aligned base and fine-tunes, opened.
         components: The partition of the backbone.
         methods: How groups are merged: one method, or several to choose among for each component.
-        codec: How experts are stored.
+        codecs: How experts are stored: by one codec, or by several to choose among for each component.
         kind: What the tasks read, and how they answer.
     """
 
@@ -55,13 +57,18 @@ class Project:
     family: Family
     components: tuple[Component, ...]
     methods: tuple[MethodSpec, ...]
-    codec: CodecSpec
+    codecs: tuple[CodecSpec, ...]
     kind: Kind
 
     @property
     def method(self) -> MethodSpec:
         """The first merge method, which is the only one of most recipes."""
         return self.methods[0]
+
+    @property
+    def codec(self) -> CodecSpec:
+        """The first codec, which is the only one of most recipes."""
+        return self.codecs[0]
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -77,7 +84,7 @@ class Project:
         """Returns the configurations among which a search chooses."""
         shared = frozenset(component.name for component in self.components if component.shared)
         names, merged = tuple(component.name for component in self.components), self.recipe.search.grouping == "merged"
-        return SearchSpace(names, tuple(self.family.tasks), shared, len(self.methods), merged)
+        return SearchSpace(names, tuple(self.family.tasks), shared, len(self.methods), merged, len(self.codecs))
 
     def places(self) -> dict[str, Place]:
         """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""
@@ -105,7 +112,7 @@ def open_project(
         HubError: A source cannot be pulled.
     """
     methods = method_specs(recipe)
-    codec = CodecSpec.resolve(*settings_of(recipe.merge.codecs[0]))
+    codecs = codec_specs(recipe)
     require_cut(recipe.merge)
     reads = require_one_kind(recipe)
     with Opening(headers_only, access, LanguageCheckpoint if reads == "language" else Checkpoint) as opening:
@@ -115,7 +122,7 @@ def open_project(
         family = aligned(base, tuned, kind)
         pinned = pinned_recipe(recipe, base, tuned, access)
         components = components_of(family, recipe.merge)
-        yield Project(pinned, family, components, methods, codec, kind)
+        yield Project(pinned, family, components, methods, codecs, kind)
 
 
 def method_specs(recipe: Recipe) -> tuple[MethodSpec, ...]:
@@ -124,11 +131,23 @@ def method_specs(recipe: Recipe) -> tuple[MethodSpec, ...]:
     Raises:
         RecipeError: A method or hyperparameter is unknown or impossible, or two entries mean the same.
     """
-    specs = tuple(MethodSpec.resolve(*settings_of(entry)) for entry in recipe.merge.methods)
+    return _once("methods", [MethodSpec.resolve(*settings_of(entry)) for entry in recipe.merge.methods])
+
+
+def codec_specs(recipe: Recipe) -> tuple[CodecSpec, ...]:
+    """Returns the codecs of a recipe, in its order.
+
+    Raises:
+        RecipeError: A codec or setting is unknown or impossible, or two entries mean the same.
+    """
+    return _once("codecs", [CodecSpec.resolve(*settings_of(entry)) for entry in recipe.merge.codecs])
+
+
+def _once(key: str, specs: Sequence[_Spec]) -> tuple[_Spec, ...]:
     doubled = next((spec for index, spec in enumerate(specs) if spec in specs[:index]), None)
     if doubled is not None:
-        raise RecipeError(f"merge.methods gives {doubled.as_json()} twice. Keep one of them.")
-    return specs
+        raise RecipeError(f"merge.{key} gives {doubled.as_json()} twice. Keep one of them.")
+    return tuple(specs)
 
 
 def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:

@@ -34,6 +34,7 @@ class Evaluated:
         number: 1, 2, 3 and so on.
         grouping: The configuration's groups.
         methods: The numbers of its methods; empty where there is one for all.
+        codecs: The same of its codecs.
         cost: C, exact.
         performance: P.
         scores: The metric of every task.
@@ -47,6 +48,7 @@ class Evaluated:
     scores: Mapping[str, float]
     experts: Mapping[str, float]
     methods: tuple[int, ...] = ()
+    codecs: tuple[int, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Returns the record to append."""
@@ -59,6 +61,7 @@ class Evaluated:
             "scores": dict(self.scores),
             "experts": dict(self.experts),
             **({"methods": list(self.methods)} if self.methods else {}),
+            **({"codecs": list(self.codecs)} if self.codecs else {}),
         }
 
 
@@ -120,8 +123,11 @@ def _references(top: Field) -> References:
 
 
 def _evaluated(top: Field) -> Evaluated:
-    fields = top.record(("kind", *Evaluated.__dataclass_fields__), optional=("methods",))
-    methods = fields["methods"].items(LIMITS.components) if "methods" in fields else []
+    fields = top.record(("kind", *Evaluated.__dataclass_fields__), optional=("methods", "codecs"))
+    chosen = {
+        name: tuple(number.integer(0) for number in fields[name].items(LIMITS.components)) if name in fields else ()
+        for name in ("methods", "codecs")
+    }
     columns = [column.items(LIMITS.chains) for column in fields["grouping"].items(LIMITS.components)]
     return Evaluated(
         number=fields["number"].integer(1),
@@ -130,7 +136,7 @@ def _evaluated(top: Field) -> Evaluated:
         performance=fields["performance"].number(),
         scores=_numbers(fields["scores"], LIMITS.chains),
         experts=_numbers(fields["experts"], LIMITS.experts),
-        methods=tuple(number.integer(0) for number in methods),
+        **chosen,
     )
 
 

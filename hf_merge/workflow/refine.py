@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from hf_merge.errors import InputError
 from hf_merge.merging import methods
-from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.settings import Setting
 from hf_merge.searching.building import ExpertBuilder
@@ -28,7 +27,7 @@ from hf_merge.storing import hub
 from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.strict_json import dumps
-from hf_merge.workflow.configurations import front_point
+from hf_merge.workflow.configurations import codecs_of, front_point
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, read_run, require_same_weights
@@ -175,14 +174,15 @@ class _Refining:
                 found.append(RefinedPoint(point.id, point.cost, point.performance, note=note))
                 continue
             spec = MethodSpec.resolve(self._method, {**self._settings, "within": point.id})
-            evaluation = self._evaluated(spec, point.grouping)
+            evaluation = self._evaluated(spec, point)
             told = RefinedPoint(point.id, point.cost, point.performance, evaluation.cost, evaluation.performance)
             kept = evaluation.performance > point.performance and _is_as_cheap(told)
             found.append(replace(told, kept=kept))
             if kept:
                 specs = [spec] * len(self._project.components)
+                individual = self._front.individual
                 replaced[point.id] = front_point(
-                    self._project, point.grouping, specs, evaluation, self._front.individual
+                    self._project, point.grouping, specs, codecs_of(point), evaluation, individual
                 )
         return replaced, found
 
@@ -195,18 +195,18 @@ class _Refining:
             return "merges nothing"
         return None
 
-    def _evaluated(self, spec: MethodSpec, grouping: Grouping) -> Evaluation:
+    def _evaluated(self, spec: MethodSpec, point: FrontPoint) -> Evaluation:
         """Returns what a configuration scores and takes under a method that fits within it."""
         project = self._project
-        within = {str(spec.mapping["within"]): grouping}
+        within = {str(spec.mapping["within"]): point.grouping}
         known = GatheredOnce(project, self._run / GATHERED_FOLDER, within=within, progress=self._progress)
         limit = 4 * project.family.parameters
-        builder = ExpertBuilder(
-            project.family, project.components, [spec], project.codec, limit_bytes=limit, gathered=known
-        )
+        codecs = tuple(dict.fromkeys([*project.codecs, *codecs_of(point)]))
+        builder = ExpertBuilder(project.family, project.components, [spec], codecs, limit_bytes=limit, gathered=known)
         search = project.recipe.search
         evaluator = Evaluator(builder, self._runs, DTYPES[search.dtype], deviation=search.deviation)
-        return evaluator.evaluate(Configuration(grouping))
+        numbers = tuple(map(codecs.index, codecs_of(point)))
+        return evaluator.evaluate(Configuration(point.grouping, codecs=numbers))
 
 
 def _is_as_cheap(point: RefinedPoint) -> bool:

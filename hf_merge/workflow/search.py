@@ -189,7 +189,8 @@ class _Run:
         space = self.project.space()
         separate = space.all_separate()
         least = weighted_score(references.pretrained, self.evaluator.deviation)
-        box = Reference.from_extremes(self.evaluator.cost(separate), least)
+        dearest = max(self.evaluator.cost(space.all_separate(codec)) for codec in range(space.codecs))
+        box = Reference.from_extremes(dearest, least)
         settings = search_settings(self.project.recipe)
         archive = run_search(space, self.evaluator, self._grams(), settings, box, self._record)
         return self._front(archive, references, {ALL_MERGED: space.all_merged(), ALL_SEPARATE: separate})
@@ -213,13 +214,15 @@ class _Run:
         """Takes over the scores and measured experts of an earlier part of this run."""
         builder = self.evaluator.builder
         for entry in self.history.evaluations:
-            widths, chosen = [len(column) for column in entry.grouping], entry.methods
-            if max(chosen, default=0) >= len(builder.methods) or len(chosen) not in (0, len(widths)):
-                raise self._other_search(entry.number)
+            widths = [len(column) for column in entry.grouping]
+            for numbers, known in ((entry.methods, builder.methods), (entry.codecs, builder.codecs)):
+                if max(numbers, default=0) >= len(known) or len(numbers) not in (0, len(widths)):
+                    raise self._other_search(entry.number)
+            configuration = Configuration(entry.grouping, entry.methods, entry.codecs)
             if widths != [len(builder.tasks)] * len(builder.components) or entry.scores.keys() != set(builder.tasks):
                 raise self._other_search(entry.number)
             for task, value in entry.scores.items():
-                self.evaluator.remember(task, builder.chain(Configuration(entry.grouping, entry.methods), task), value)
+                self.evaluator.remember(task, builder.chain(configuration, task), value)
             builder.remember(entry.experts)
 
     def _measure_references(self) -> References:
@@ -246,12 +249,19 @@ class _Run:
         wanted, found = measured.configuration, measured.evaluation
         if number <= len(self.history.evaluations):
             known = self.history.evaluations[number - 1]
-            if (known.grouping, known.methods) != (wanted.grouping, wanted.methods):
+            if Configuration(known.grouping, known.methods, known.codecs) != wanted:
                 raise self._other_search(number)
             return
         experts = self.evaluator.builder.measured(wanted)
         entry = Evaluated(
-            number, wanted.grouping, found.cost, found.performance, found.scores, experts, wanted.methods
+            number,
+            wanted.grouping,
+            found.cost,
+            found.performance,
+            found.scores,
+            experts,
+            wanted.methods,
+            wanted.codecs,
         )
         self.journal.append(entry.record())
 
@@ -292,8 +302,10 @@ class _Run:
     def _point(
         self, configuration: Configuration, evaluation: Evaluation, individual: Mapping[str, float]
     ) -> FrontPoint:
-        specs = [self.project.methods[number] for number in configuration.methods]
-        return front_point(self.project, configuration.grouping, specs, evaluation, individual)
+        project = self.project
+        specs = [project.methods[number] for number in configuration.methods]
+        codecs = [project.codecs[number] for number in configuration.codecs]
+        return front_point(project, configuration.grouping, specs, codecs, evaluation, individual)
 
 
 def _measure(project: Project, progress: bool | Listener) -> Geometry:

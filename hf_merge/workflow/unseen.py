@@ -176,7 +176,7 @@ class _Hosting:
         guest = self._guest
         # Nothing is merged here, so that what a method may need beside the weights is never asked for.
         builder = ExpertBuilder(
-            guest.family, guest.components, guest.methods, guest.codec, limit_bytes=2 * guest.family.parameters
+            guest.family, guest.components, guest.methods, guest.codecs, limit_bytes=2 * guest.family.parameters
         )
         evaluator = Evaluator(builder, self._own, DTYPES[self._front.dtype])
         base, own = {}, {}

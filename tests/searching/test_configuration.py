@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hf_merge.merging.grouping import is_canonical
 from hf_merge.searching.configuration import Configuration, is_separate
-from hf_merge.searching.population import with_methods
+from hf_merge.searching.population import with_choices
 from hf_merge.searching.space import SearchSpace
 
 
@@ -19,7 +19,12 @@ def space_of(methods: int = 3, *, merged: bool = False, tasks: tuple[str, ...] =
     return SearchSpace(COMPONENTS, tasks, methods=methods, merged=merged)
 
 
-spaces = st.builds(lambda methods, merged: space_of(methods, merged=merged), st.integers(1, 4), st.booleans())
+spaces = st.builds(
+    lambda methods, codecs, merged: SearchSpace(COMPONENTS, TASKS, methods=methods, codecs=codecs, merged=merged),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+)
 
 
 def test_methods_must_fit_the_components() -> None:
@@ -55,7 +60,8 @@ def test_whatever_is_drawn_or_bred_is_canonical_and_survives_its_vector(space: S
         assert space.decode(space.encode(found)) == found
         assert len(space.encode(found)) == space.genes
         assert all(is_canonical(column) for column in found.grouping)
-        assert bool(found.methods) == (space.methods > 1)
+        assert (bool(found.methods), bool(found.codecs)) == (space.methods > 1, space.codecs > 1)
+        assert all(0 <= codec < space.codecs for codec in found.codecs)
         if space.merged:
             assert found.grouping == space.all_merged().grouping
         for column, method in zip(found.grouping, found.methods, strict=False):
@@ -64,7 +70,8 @@ def test_whatever_is_drawn_or_bred_is_canonical_and_survives_its_vector(space: S
 
 @given(seeds)
 def test_a_step_changes_something(seed: int) -> None:
-    for space in (space_of(), space_of(merged=True), space_of(1)):
+    stored = SearchSpace(COMPONENTS, TASKS, codecs=2)
+    for space in (space_of(), space_of(merged=True), space_of(1), stored):
         rng = np.random.default_rng(seed)
         start = space.random(rng)
         assert space.mutate(start, rng) != start
@@ -103,14 +110,39 @@ def test_features_tell_methods_apart_where_something_is_merged() -> None:
 def test_the_first_generation_tries_every_method() -> None:
     space = space_of(3)
     drawn = [space.all_separate(), space.all_merged(), space.uniform((0, 0, 1))]
-    found = with_methods(space, drawn, 10, seed=0)
+    found = with_choices(space, drawn, 10, seed=0)
     assert found[:3] == [space.all_merged(method) for method in range(3)]
     assert space.all_separate() in found and len(set(found)) == len(found) == 10
-    assert found == with_methods(space, drawn, 10, seed=0)
-    merged = with_methods(space_of(3, merged=True), [], 100, seed=0)
+    assert found == with_choices(space, drawn, 10, seed=0)
+    merged = with_choices(space_of(3, merged=True), [], 100, seed=0)
     assert len(merged) == 27 and all(one.grouping == space.all_merged().grouping for one in merged)
 
 
 def test_with_one_method_nothing_changes() -> None:
     drawn = [space_of(1).all_separate(), space_of(1).all_merged()]
-    assert with_methods(space_of(1), drawn, 5, seed=0) == drawn
+    assert with_choices(space_of(1), drawn, 5, seed=0) == drawn
+
+
+def test_codecs_multiply_what_a_component_offers() -> None:
+    space, rng = SearchSpace(("mlp",), TASKS, methods=2, codecs=3), np.random.default_rng(0)
+    assert space.size == (4 * 2 + 1) * 3
+    assert len({space.random(rng) for _ in range(2000)}) == space.size
+    walker, seen = space.all_separate(), set()
+    for _ in range(4000):
+        walker = space.mutate(walker, rng)
+        seen.add(walker)
+    assert len(seen) == space.size
+
+
+def test_features_tell_codecs_apart_even_where_nothing_is_merged() -> None:
+    space = SearchSpace(COMPONENTS, TASKS, codecs=2)
+    plain, other = (space.all_separate(codec) for codec in range(2))
+    assert space.features(plain)[-6:].tolist() == [1, 0] * 3 and space.features(other)[-6:].tolist() == [0, 1] * 3
+    assert space.chain_features(other, 1)[-6:].tolist() == [0, 1] * 3
+
+
+def test_the_first_generation_is_the_uniform_ladder_of_codecs() -> None:
+    space = SearchSpace(COMPONENTS, TASKS, codecs=2)
+    found = with_choices(space, [space.uniform((0, 0, 1))], 10, seed=0)
+    assert found[:2] == [space.all_merged(codec=codec) for codec in range(2)]
+    assert found[2:4] == [space.all_separate(codec) for codec in range(2)]

@@ -64,7 +64,7 @@ def evaluator_of(
         family,
         decompose(family.shapes, "type"),
         [MethodSpec.resolve("task_arithmetic", method or {})],
-        CodecSpec.resolve("int8", codec or {}),
+        [CodecSpec.resolve("int8", codec or {})],
         limit_bytes=limit_bytes,
     )
     return Evaluator(builder, runs, dtype)

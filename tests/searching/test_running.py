@@ -47,7 +47,7 @@ def evaluator_of(
         runs[name] = TaskRun(name, model, *batches_of(tiny, name), task.metric)
     components = decompose(family.shapes, granularity, stages=3)
     method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
-    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=10**9)
+    builder = ExpertBuilder(family, components, [method], [codec], limit_bytes=10**9)
     return Evaluator(builder, runs, dtype, StateCache(limit_bytes))
 
 
@@ -150,7 +150,7 @@ def speaking_evaluator(
         runs[spec.name] = asked_run(spec, speaker_model(tiny, family), rows, prompter)
     components = decompose(family.shapes, granularity, stages=3)
     method, codec = MethodSpec.resolve("task_arithmetic", {}), CodecSpec.resolve("int8", {})
-    builder = ExpertBuilder(family, components, [method], codec, limit_bytes=10**9)
+    builder = ExpertBuilder(family, components, [method], [codec], limit_bytes=10**9)
     return Evaluator(builder, runs, torch.float32, StateCache(limit_bytes))
 
 

@@ -23,7 +23,7 @@ def test_configuration_refuses_labels_that_are_not_canonical() -> None:
 
 @pytest.mark.parametrize(("components", "tasks"), [((), ("a",)), (("model",), ())])
 def test_space_refuses_to_be_empty(components: tuple[str, ...], tasks: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="needs components, tasks and methods"):
+    with pytest.raises(ValueError, match="needs components, tasks, methods and codecs"):
         SearchSpace(components, tasks)
 
 

@@ -37,7 +37,7 @@ SHARED = ((0, 0, 1),) * 4  # two tasks have the same chain
 def builder_of(family: Family, codec: str = "int8") -> ExpertBuilder:
     components = decompose(family.shapes, "type")
     method, coded = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve(codec)
-    return ExpertBuilder(family, components, [method], coded, limit_bytes=10**9)
+    return ExpertBuilder(family, components, [method], [coded], limit_bytes=10**9)
 
 
 def rows_of(tiny: TinyFamily, task: str, split: str = "validation") -> list[Any]:
@@ -82,7 +82,7 @@ def write(
     heads = {task: Head.of(tuned.config) for task, tuned in family.tasks.items()}
     cost = builder.cost(Configuration(grouping))
     point = FrontPoint(
-        id=configuration_id(builder.components, builder.tasks, grouping, builder.methods[0], builder.codec, cost),
+        id=configuration_id(builder.components, builder.tasks, grouping, builder.methods[0], builder.codecs[0], cost),
         cost=cost,
         performance=cost / 4,
         normalised=cost / 4,
@@ -156,7 +156,7 @@ def front_of(tiny: TinyFamily, family: Family, builder: ExpertBuilder, points: S
         components=tuple(component.name for component in builder.components),
         tasks={name: task.metric for name, task in tiny.tasks.items()},
         method=builder.methods[0].as_json(),
-        codec=builder.codec.as_json(),
+        codec=builder.codecs[0].as_json(),
         dtype="float32",
         individual=scores,
         pretrained=dict.fromkeys(tiny.tasks, 0.1),

@@ -28,10 +28,10 @@ def test_a_point_names_its_methods_and_gives_the_configuration_back(tiny_family:
         configuration = Configuration(((0, 0, 1), (0, 1, 2), (0, 0, 0), (0, 1, 1)), (1, 0, 1, 0))
         specs = [project.methods[number] for number in configuration.methods]
         scores = dict.fromkeys(project.family.tasks, 0.5)
-        point = front_point(project, configuration.grouping, specs, Evaluation(scores, 0.4), scores)
+        point = front_point(project, configuration.grouping, specs, (), Evaluation(scores, 0.4), scores)
         assert methods_of(point) == (TIES, AVERAGE, TIES, AVERAGE)
         assert configuration_of(point, new_builder(project)) == configuration
-        other = front_point(project, configuration.grouping, [AVERAGE] * 4, Evaluation(scores, 0.4), scores)
+        other = front_point(project, configuration.grouping, [AVERAGE] * 4, (), Evaluation(scores, 0.4), scores)
         assert other.id != point.id
 
 

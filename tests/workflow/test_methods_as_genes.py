@@ -13,6 +13,8 @@ from hf_merge.recipe.presets import AUTOMERGE_METHODS
 from hf_merge.searching.evaluation import weighted_score
 from hf_merge.storing.results import read as read_report
 from hf_merge.workflow.build import build
+from hf_merge.workflow.configurations import new_builder
+from hf_merge.workflow.project import open_project
 from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import REPORT_FILE, read_run
 from hf_merge.workflow.search import search
@@ -98,9 +100,36 @@ def test_a_method_given_twice_is_refused(tiny_family: Families, tmp_path: Path) 
         search(_recipe(tiny_family("bert"), doubled), tmp_path / "run", progress=False)
 
 
-def test_several_codecs_are_refused(tiny_family: Families) -> None:
-    with pytest.raises(RecipeError, match="2 entries given; one codec stores all experts"):
-        Recipe.parse(tiny_family("bert").recipe(merge={"codecs": ["int8", "full"]}), "test")
+def test_codecs_are_chosen_component_by_component_built_and_loaded(tiny_family: Families, tmp_path: Path) -> None:
+    document = tiny_family("distilbert").recipe(merge={"codecs": ["int8", "int4"]}, search={**FEW, "evaluations": 20})
+    recipe, run = Recipe.parse(document, "test"), tmp_path / "run"
+    front = search(recipe, run, progress=False)
+    stored = {codec["name"] for point in front.points for codec in point.codecs or ()}
+    assert stored == {"int8", "int4"}
+    assert all(point.codecs is not None and point.methods is None for point in front.points)
+    folders = build(run, progress=False)
+    require_the_logits_of_the_search(recipe, front.points, run)
+    for folder in folders:
+        point = front.point(folder.name)
+        assert point is not None and point.codecs is not None
+        chains = json.loads((folder / "chains.json").read_text())
+        chosen = {name: codec["name"] for name, codec in zip(front.components, point.codecs, strict=True)}
+        assert all(expert["codec"] == chosen[expert["component"]] for expert in chains["experts"])
+        held = sum(expert["bytes"] for expert in chains["experts"]) + sum(
+            head["bytes"] for head in chains["heads"].values()
+        )
+        assert held == pytest.approx(4 * point.cost * front.parameters, rel=1e-9)
+    assert "stored as" in (folders[0] / "README.md").read_text()
+    with open_project(recipe) as project:
+        space, builder = project.space(), new_builder(project)
+        four, eight = (builder.cost(space.all_separate(codec)) for codec in (1, 0))
+        assert four < eight and front.reference[0] == pytest.approx(1.1 * eight)
+
+
+def test_a_codec_given_twice_is_refused(tiny_family: Families, tmp_path: Path) -> None:
+    document = tiny_family("bert").recipe(merge={"codecs": ["int8", {"name": "int8", "policy": "always"}]})
+    with pytest.raises(RecipeError, match=r"merge.codecs gives .*'int8'.* twice"):
+        search(Recipe.parse(document, "test"), tmp_path / "run", progress=False)
 
 
 def test_a_front_of_a_single_method_is_written_as_before(tiny_family: Families, tmp_path: Path) -> None:
