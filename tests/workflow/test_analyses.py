@@ -194,9 +194,10 @@ def test_adapters_share_their_base_and_it_is_no_finding(
 # What is refused
 
 
-def test_a_run_that_was_not_measured_is_refused(tiny_run: TinyRun) -> None:
-    with pytest.raises(RunFolderError, match=f"was not measured on test rows. Run: hf-merge report {tiny_run.folder}"):
-        analyse(tiny_run.folder, progress=False)
+def test_a_run_that_was_not_measured_is_refused(copy: Path) -> None:
+    (copy / REPORT_FILE).unlink(missing_ok=True)
+    with pytest.raises(RunFolderError, match=f"was not measured on test rows. Run: hf-merge report {copy}"):
+        analyse(copy, progress=False)
 
 
 def test_a_run_that_was_not_built_is_refused(copy: Path) -> None:
