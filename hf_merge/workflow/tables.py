@@ -54,7 +54,7 @@ def front_table(front: Front) -> str:
     own = sum(front.individual.values()) / len(front.individual)
     head = (
         f"{len(front.tasks)} fine-tunes of {front.base} ({front.parameters:,} parameters), "
-        f"granularity {front.granularity}, {_settings(front.method)}, {_settings(front.codec)}\n"
+        f"granularity {front.granularity}, {_chosen(front, 'method')}, {_chosen(front, 'codec')}\n"
         f"{front.history[-1][0]} evaluations, hypervolume {front.hypervolume:.4f} of the box up to "
         f"C = {front.reference[0]:.4f}, P = {front.reference[1]:.4f}\n"
         f"individual fine-tunes at full precision: P = {own:.4f} at C above {front.whole_models}\n"
@@ -236,6 +236,13 @@ def _router_line(accuracy: Mapping[str, float]) -> str:
     mean = sum(accuracy.values()) / len(accuracy)
     parts = ", ".join(f"{task} {100 * value:.1f} %" for task, value in accuracy.items())
     return f"router: {100 * mean:.1f} % of test rows reach their task ({parts})"
+
+
+def _chosen(front: Front, label: str) -> str:
+    """Returns the merge method or the codec of a front, or that components have their own."""
+    if any(getattr(point, f"{label}s") is not None for point in front.points):
+        return f"a {label} for each component"
+    return _settings(getattr(front, label))
 
 
 def _settings(entry: Mapping[str, Any]) -> str:

@@ -114,6 +114,8 @@ def test_the_first_generation_tries_every_method() -> None:
     assert found[:3] == [space.all_merged(method) for method in range(3)]
     assert space.all_separate() in found and len(set(found)) == len(found) == 10
     assert found == with_choices(space, drawn, 10, seed=0)
+    crowded = with_choices(space_of(9, merged=True), [], 4, seed=0)
+    assert crowded == [space_of(9, merged=True).all_merged(method) for method in range(9)]
     merged = with_choices(space_of(3, merged=True), [], 100, seed=0)
     assert len(merged) == 27 and all(one.grouping == space.all_merged().grouping for one in merged)
 

@@ -18,6 +18,7 @@ from hf_merge.workflow.project import open_project
 from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import REPORT_FILE, read_run
 from hf_merge.workflow.search import search
+from hf_merge.workflow.tables import front_table
 from tests.tiny_models import TinyFamily
 from tests.workflow.test_build import require_the_logits_of_the_search
 
@@ -46,6 +47,7 @@ def test_what_a_search_chose_is_built_measured_and_loaded(tiny_family: Families,
         for expert in chains["experts"]:
             if len(expert["members"]) > 1:
                 assert expert["method"] == chosen[expert["component"]]
+    assert "a method for each component, int8 (unit tensor, policy always)" in front_table(front)
     card = (folders[0] / "README.md").read_text()
     assert "merged by" in card and "one of several, chosen for each component" in card
     measured = report(run, progress=False)
@@ -107,6 +109,7 @@ def test_codecs_are_chosen_component_by_component_built_and_loaded(tiny_family: 
     stored = {codec["name"] for point in front.points for codec in point.codecs or ()}
     assert stored == {"int8", "int4"}
     assert all(point.codecs is not None and point.methods is None for point in front.points)
+    assert "task_arithmetic (scale 0.4), a codec for each component" in front_table(front)
     folders = build(run, progress=False)
     require_the_logits_of_the_search(recipe, front.points, run)
     for folder in folders:
