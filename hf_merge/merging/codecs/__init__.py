@@ -42,6 +42,8 @@ class Codec:
         parts: What the names of the tensors end in that stand beside a quantised one.
         fault: `fault(name, tensors)` returns what is wrong with a stored tensor (the end of a sentence), or None where
             the codec can have written it.
+        residual: Whether what it quantises is the difference from the shared expert of the component, as decoded, to
+            which readers add it again. What it does not quantise it stores whole, and by itself.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Codec:
     summary: str
     parts: tuple[str, ...]
     fault: Callable[[str, Mapping[str, Tensor]], str | None]
+    residual: bool = False
 
 
 @dataclass(frozen=True)
