@@ -1,16 +1,19 @@
 """Experts: what one component's group of tasks becomes, merged (Eq. 4, 5) and then encoded (Eq. 6).
 
 An expert's identity says everything that determines its bytes: component, members, merge method with hyperparameters,
-codec. Equal identity means equal bytes, so an expert is built once and stored once. A singleton is not merged: it is
-its task's own weights, then encoded. Members are read one at a time into one buffer, so memory does not grow with the
-tasks.
+codec, and for a residual codec the shared expert whose differences are stored. Equal identity means equal bytes, so
+an expert is built once and stored once. A singleton is not merged: it is its task's own weights, then encoded. Members
+are read one at a time into one buffer, so memory does not grow with the tasks.
+
+A residual expert is the difference from the shared expert *as decoded*, so that the shared expert's own rounding does
+not stay in it (error feedback; docs/adr/0017-residual-experts.md).
 
 Source: MERGE, arXiv 2602.06552, Eq. 4-6.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -18,6 +21,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from hf_merge.errors import UntrustedContentError
 from hf_merge.merging import codecs, factors, methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape
@@ -36,12 +40,14 @@ class ExpertKey:
         members: The task names whose weights are merged, in the recipe's order; none stands for the base itself.
         method: The merge method with every hyperparameter, or None for a singleton.
         codec: The codec with every setting.
+        reference: The shared expert whose difference is stored; None where the codec is not residual.
     """
 
     component: str
     members: tuple[str, ...]
     method: MethodSpec | None
     codec: CodecSpec
+    reference: "ExpertKey | None" = None
 
     @cached_property
     def id(self) -> str:
@@ -51,6 +57,7 @@ class ExpertKey:
             list(self.members),
             self.method.as_json() if self.method is not None else None,
             self.codec.as_json(),
+            *([self.reference.id] if self.reference is not None else []),
         ]
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.component}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -80,9 +87,20 @@ class Expert:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
-def expert_key(component: str, members: Sequence[str], method: MethodSpec, codec: CodecSpec) -> ExpertKey:
+def expert_key(
+    component: str,
+    members: Sequence[str],
+    method: MethodSpec,
+    codec: CodecSpec,
+    reference: ExpertKey | None = None,
+) -> ExpertKey:
     """Returns the identity of the expert of a group; a group of one is merged by no method."""
-    return ExpertKey(component, tuple(members), method if len(members) > 1 else None, codec)
+    return ExpertKey(component, tuple(members), method if len(members) > 1 else None, codec, reference)
+
+
+def with_references(keys: Iterable[ExpertKey]) -> tuple[ExpertKey, ...]:
+    """Returns the distinct experts among `keys` and those whose differences they store, each before its first user."""
+    return tuple(dict.fromkeys(each for key in keys for each in (key.reference, key) if each is not None))
 
 
 def build_expert(
@@ -92,6 +110,7 @@ def build_expert(
     base: TensorSource,
     members: Mapping[str, TensorSource],
     gathered: Mapping[str, GatheredSource] = MappingProxyType({}),
+    reference: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Expert:
     """Returns an expert, merged from its members and encoded.
 
@@ -102,6 +121,7 @@ def build_expert(
         base: Reads the pre-trained weights.
         members: Reads the fine-tuned weights, by task name; only those of `key.members` are read.
         gathered: What was gathered of the fine-tunes, by task name, where the merge method needs it.
+        reference: The weights of `key.reference`, decoded, by tensor name; only read.
 
     Raises:
         NonFiniteWeights: A member or the base holds NaN or infinity; the message names task and tensor.
@@ -112,7 +132,10 @@ def build_expert(
     refused: list[str] = []
     wider: list[str] = []
     for name, flat in merged_tensors(key.members, key.method, component, reader):
-        tensors = encode(name, flat.view(shapes[name]), reader.mean_range(name), key.codec.mapping)
+        weight = flat.view(shapes[name])
+        if key.reference is not None and reader.is_quantised(name):
+            weight = weight - reference[name]
+        tensors = encode(name, weight, reader.mean_range(name), key.codec.mapping)
         stored = tensors[name]
         if reader.is_wider(name, flat):
             wider.append(name)
@@ -123,16 +146,40 @@ def build_expert(
     return Expert(key, encoded, tuple(refused), tuple(wider), stored_parameters(parts, key.codec, refused))
 
 
-def decode_expert(codec: CodecSpec, names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def decode_expert(
+    codec: CodecSpec,
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """Returns an expert's weights as float32 tensors by name, exactly as every user of the expert sees them.
 
     Args:
         codec: How the expert is stored.
         names: The tensors of its component.
         tensors: Its encoded tensors by stored name; those stored in full come back as they are, not copied.
+        reference: The decoded weights of the shared expert whose difference a residual codec stored; only read.
+
+    Raises:
+        UntrustedContentError: The parts of a tensor are not what the codec writes, or a difference has another shape
+            than what it is the difference from.
     """
-    decode = codecs.get(codec.name).decode
-    return {name: decode(name, tensors) for name in names}
+    decoding = codecs.get(codec.name)
+    if not decoding.residual:
+        return {name: decoding.decode(name, tensors) for name in names}
+    return {name: _restored(name, decoding.decode(name, tensors), tensors, reference) for name in names}
+
+
+def _restored(name: str, decoded: Tensor, tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+    """Returns a tensor that a residual codec stored: what is not quantised stands for itself."""
+    if tensors[name].dtype != torch.uint8:
+        return decoded
+    if decoded.shape != reference[name].shape:
+        raise UntrustedContentError(
+            f"Tensor '{name}' is stored as a difference of shape {list(decoded.shape)} from one of shape "
+            f"{list(reference[name].shape)}."
+        )
+    return decoded.add_(reference[name])
 
 
 def stored_names(codec: str, name: str) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
+from hf_merge.merging import codecs as known_codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component
 from hf_merge.merging.cost import normalised, stored_parameters
-from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key, with_references
 from hf_merge.merging.group_reader import GatheredSource
 from hf_merge.merging.grouping import groups, members_of
 from hf_merge.merging.methods import MethodSpec
@@ -34,7 +35,7 @@ class ExpertBuilder:
         family: The aligned base and fine-tunes.
         components: The partition of the backbone.
         methods: How groups are merged; a configuration may choose among them.
-        codecs: How experts are stored; a configuration may choose among them.
+        codecs: How experts are stored; a configuration may choose among them. The first stores shared experts.
         tasks: The tasks' names, in the order of partitions.
         built: How many experts were really built.
     """
@@ -85,8 +86,11 @@ class ExpertBuilder:
         )
 
     def keys(self, configuration: Configuration) -> tuple[ExpertKey, ...]:
-        """Returns the identities of the distinct experts of a configuration, component by component."""
-        return tuple(
+        """Returns the identities of the distinct experts of a configuration, component by component.
+
+        Shared experts are among them whose differences others store, though no chain holds them.
+        """
+        return with_references(
             self._key(index, members, configuration)
             for index, partition in enumerate(configuration.grouping)
             for members in groups(partition)
@@ -109,6 +113,7 @@ class ExpertBuilder:
             self.family.origin,
             self.family.tasks,
             self._found(key.method, key.members),
+            self._reference(key),
         )
         self.built += 1
         if key.method is not None:
@@ -144,7 +149,7 @@ class ExpertBuilder:
 
     def measured_in(self, chain: Chain) -> dict[str, float]:
         """Returns what the built experts of a chain take, in full-precision parameters, by expert id."""
-        return {key.id: self._measured[key.id] for key in chain if key.id in self._measured}
+        return {key.id: self._measured[key.id] for key in with_references(chain) if key.id in self._measured}
 
     def remember(self, measured: Mapping[str, float]) -> None:
         """Takes what experts took in an earlier run of the same recipe; it counts once `recall` asks for it."""
@@ -161,13 +166,21 @@ class ExpertBuilder:
 
     def decoded(self, key: ExpertKey) -> dict[str, Tensor]:
         """Returns an expert's weights as float32 by tensor name: what is stored, as every reader decodes it."""
-        return decode_expert(key.codec, self._by_name[key.component].tensors, self.expert(key).tensors)
+        names = self._by_name[key.component].tensors
+        return decode_expert(key.codec, names, self.expert(key).tensors, self._reference(key))
+
+    def _reference(self, key: ExpertKey) -> Mapping[str, Tensor]:
+        """Returns the decoded weights whose difference an expert stores, if it stores one."""
+        return {} if key.reference is None else self.decoded(key.reference)
 
     def _key(self, index: int, members: Sequence[int], configuration: Configuration) -> ExpertKey:
         component = self.components[index]
         names = [] if component.shared else [self.tasks[number] for number in members]
         method, codec = self.methods[configuration.method(index)], self.codecs[configuration.codec(index)]
-        return expert_key(component.name, names, method, codec)
+        shared = None
+        if known_codecs.get(codec.name).residual:
+            shared = expert_key(component.name, self.tasks, method, self.codecs[0])
+        return expert_key(component.name, names, method, codec, shared)
 
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:

@@ -12,8 +12,10 @@ class Configuration:
     Attributes:
         grouping: One canonical partition of the tasks per component.
         methods: For every component the number of its merge method among those that are searched; empty where there
-            is one for all. A component of which no two tasks share an expert has method 0, for none is used there.
+            is one for all. A component of which no two tasks share an expert has method 0, for none is used there,
+            unless a residual codec stores the differences from what all tasks become merged.
         codecs: For every component the number of its codec among those that are searched; empty where there is one.
+            The first stores shared experts, so it is not residual.
 
     Raises:
         ValueError: A partition is not in canonical form, so that equal configurations would compare unequal; or there
@@ -31,8 +33,8 @@ class Configuration:
         for name, chosen in (("methods", self.methods), ("codecs", self.codecs)):
             if chosen and len(chosen) != len(self.grouping):
                 raise ValueError(f"{len(chosen)} {name} do not fit {len(self.grouping)} components.")
-        for partition, method in zip(self.grouping, self.methods, strict=False):
-            if method and is_separate(partition):
+        for index, (partition, method) in enumerate(zip(self.grouping, self.methods, strict=False)):
+            if method and is_separate(partition) and not self.codec(index):
                 raise ValueError(f"Method {method} merges nothing in {partition}: in canonical form it is 0.")
 
     def method(self, component: int) -> int:

@@ -36,9 +36,12 @@ class SearchSpace:
         methods: How many merge methods each component's groups may be merged by.
         codecs: How many codecs each component's experts may be stored by.
         merged: Whether every component is one group, so that the methods alone are searched (AutoMerge).
+        codecs: How many codecs each component's experts may be stored by.
+        residual: The numbers of the residual codecs, which store the differences from what all tasks become merged. A
+            component of one group has none, for its expert is what all tasks become merged.
 
     Raises:
-        ValueError: There is no component to search, no task, no method or no codec.
+        ValueError: There is no component to search, no task, no method, no codec, or the first codec is residual.
     """
 
     components: tuple[str, ...]
@@ -47,8 +50,11 @@ class SearchSpace:
     methods: int = 1
     merged: bool = False
     codecs: int = 1
+    residual: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        if not self.residual <= set(range(1, self.codecs)):
+            raise ValueError(f"Of {self.codecs} codecs {set(self.residual)} cannot be residual; the first never is.")
         if not self.shared < set(self.components) or not self.tasks or min(self.methods, self.codecs) < 1:
             raise ValueError(
                 f"A search space needs components, tasks, methods and codecs, not {self.components}, {self.tasks}, "
@@ -60,17 +66,19 @@ class SearchSpace:
         """The number of configurations: what a component offers, to the power of L.
 
         It offers every partition (the Bell number of T) with every method, but all tasks apart only once; and all that
-        with every codec.
+        with every codec. With a residual codec it offers every partition but one group, and with every method.
         """
+        whole = self.codecs - len(self.residual)
         if self.merged:
-            return int(((self.methods if len(self.tasks) > 1 else 1) * self.codecs) ** len(self.searched))
+            return int(((self.methods if len(self.tasks) > 1 else 1) * whole) ** len(self.searched))
         row = [1]
         for _ in self.tasks[1:]:
             extended = [row[-1]]
             for entry in row:
                 extended.append(extended[-1] + entry)
             row = extended
-        return int((((row[-1] - 1) * self.methods + 1) * self.codecs) ** len(self.searched))
+        grouped = (row[-1] - 1) * self.methods
+        return int(((grouped + 1) * whole + grouped * len(self.residual)) ** len(self.searched))
 
     @cached_property
     def searched(self) -> tuple[int, ...]:
@@ -102,19 +110,27 @@ class SearchSpace:
         self, grouping: Sequence[Partition], methods: Sequence[int], codecs: Sequence[int]
     ) -> Configuration:
         """Returns a configuration with method 0 where nothing is merged, and no numbers where there is no choice."""
+        stored = [0] * len(grouping)
+        if self.codecs > 1:
+            stored = [self._codec(*each) for each in zip(self.components, grouping, codecs, strict=True)]
         kept = (
-            0 if is_separate(partition) or name in self.shared else int(method) % self.methods
-            for name, partition, method in zip(self.components, grouping, methods, strict=False)
-        )
-        stored = (
-            0 if name in self.shared else int(codec) % self.codecs
-            for name, codec in zip(self.components, codecs, strict=False)
+            int(method) % self.methods if name not in self.shared and self._merges(partition, codec) else 0
+            for name, partition, method, codec in zip(self.components, grouping, methods, stored, strict=False)
         )
         return Configuration(
             tuple(grouping),
             tuple(kept) if self.methods > 1 else (),
             tuple(stored) if self.codecs > 1 else (),
         )
+
+    def _codec(self, component: str, partition: Partition, codec: int) -> int:
+        """Returns a component's codec: the first where there is no choice, or no difference to store."""
+        number = int(codec) % self.codecs
+        return 0 if component in self.shared or (number in self.residual and max(partition) == 0) else number
+
+    def _merges(self, partition: Partition, codec: int) -> bool:
+        """Returns whether a method matters: where a group is merged, or all are for differences to be taken from."""
+        return codec in self.residual or not is_separate(partition)
 
     def uniform(self, partition: Partition, method: int = 0, codec: int = 0) -> Configuration:
         """Returns the configuration with the same `partition`, method and codec in every component."""
@@ -178,7 +194,10 @@ class SearchSpace:
         for partition in configuration.grouping:
             sizes = sorted((len(group) for group in groups(partition)), reverse=True)
             rows += [*co_membership(partition), len(sizes), *sizes, *[0] * (len(self.tasks) - len(sizes))]
-        merges = [not is_separate(partition) for partition in configuration.grouping]
+        merges = [
+            self._merges(partition, configuration.codec(index))
+            for index, partition in enumerate(configuration.grouping)
+        ]
         return np.array(rows + self._choice_bits(configuration, merges), dtype=np.float64)
 
     def _choice_bits(self, configuration: Configuration, merges: Sequence[bool]) -> list[int]:
@@ -208,7 +227,10 @@ class SearchSpace:
         shared = columns == columns[:, [task]]
         others = shared.sum(axis=1, keepdims=True) - 1
         rows = np.concatenate([np.delete(shared, task, axis=1), others], axis=1)
-        bits = self._choice_bits(configuration, (others[:, 0] > 0).tolist())
+        merges = [
+            bool(count) or configuration.codec(index) in self.residual for index, count in enumerate(others[:, 0])
+        ]
+        bits = self._choice_bits(configuration, merges)
         return np.concatenate([rows.reshape(-1), bits]).astype(np.float64)
 
     def crossover(
@@ -261,17 +283,17 @@ class SearchSpace:
                 configuration.method(index),
                 configuration.codec(index),
             )
-            change = self._change(column, rng) if steps else ""
+            change = self._change(column, codec, rng) if steps else ""
             columns.append(neighbour(column, rng) if change == "partition" else column)
             methods.append(_other(method, self.methods, rng) if change == "method" else method)
             codecs.append(_other(codec, self.codecs, rng) if change == "codec" else codec)
         return self.configuration(columns, methods, codecs)
 
-    def _change(self, column: Partition, rng: np.random.Generator) -> str:
+    def _change(self, column: Partition, codec: int, rng: np.random.Generator) -> str:
         """Returns what a step changes: the partition, the method or the codec."""
         offered = {
             "partition": not self.merged,
-            "method": self.methods > 1 and not is_separate(column),
+            "method": self.methods > 1 and self._merges(column, codec),
             "codec": self.codecs > 1,
         }
         kinds = [kind for kind, possible in offered.items() if possible]

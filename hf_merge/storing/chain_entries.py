@@ -1,7 +1,7 @@
 """What `chains.json` says, as data: a configuration, its components, experts, chains and files (docs/format.md)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -95,6 +95,8 @@ class ExpertEntry:
             `codec_settings`.
         file: The shard that holds it.
         bytes: Bytes of its tensors in that shard, without the header.
+        reference: The id of the shared expert whose difference a residual codec stored; None for other codecs, and
+            then not written.
     """
 
     id: str
@@ -104,6 +106,7 @@ class ExpertEntry:
     codec: Settings
     file: str
     bytes: int
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class ChainMap:
         dtype: The type the weights are decoded to: `float32`, `bfloat16` or `float16`.
         model: What the model reads.
         components: The components in forward order; they share no tensor.
-        experts: The experts.
+        experts: The experts: those in chains, and those whose differences they store.
         chains: For each task the ids of its experts, one per component, in the components' order. The order of this
             mapping is the order of the tasks, hence of the router's outputs.
         heads: The heads by task; empty where the model needs none.
@@ -180,3 +183,14 @@ class ChainMap:
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, in the order of the router's outputs."""
         return tuple(self.chains)
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The shared expert of every expert that is stored as a difference, by id."""
+        return {expert.id: expert.reference for expert in self.experts if expert.reference is not None}
+
+    def experts_of(self, tasks: Iterable[str]) -> frozenset[str]:
+        """Returns the ids of the experts that these tasks need: their chains, and what those are differences from."""
+        chained = {identifier for task in tasks for identifier in self.chains[task]}
+        shared = self.references
+        return frozenset(chained | {shared[identifier] for identifier in chained & shared.keys()})

@@ -102,7 +102,26 @@ def _check_experts(chain_map: ChainMap) -> dict[str, ExpertEntry]:
             raise _broken(f"{place}.file", f"'{expert.file}' is no shard of experts")
         if expert.file not in chain_map.files:
             raise _broken(f"{place}.file", f"'{expert.file}' is not in files, so nothing vouches for its bytes")
+    for index, expert in enumerate(chain_map.experts):
+        if expert.reference is not None:
+            _check_reference(expert, experts, f"experts[{index}].reference")
     return experts
+
+
+def _check_reference(expert: ExpertEntry, experts: Mapping[str, ExpertEntry], place: str) -> None:
+    """A difference is one from a whole expert of the same component, which serves the same tasks and maybe more."""
+    shared = experts.get(expert.reference or "")
+    if shared is None:
+        raise _broken(place, f"there is no expert '{expert.reference}'")
+    if shared.component != expert.component:
+        raise _broken(
+            place, f"is an expert of component '{shared.component}' where one of '{expert.component}' must be"
+        )
+    if shared.reference is not None:
+        raise _broken(place, f"'{shared.id}' is a difference itself")
+    if shared.members and not set(expert.members) <= set(shared.members):
+        stranger = next(task for task in expert.members if task not in shared.members)
+        raise _broken(place, f"'{shared.id}' was not made for '{stranger}'")
 
 
 def _check_members(chain_map: ChainMap, expert: ExpertEntry, place: str) -> None:
@@ -137,12 +156,15 @@ def _check_chain(chain_map: ChainMap, task: str, experts: Mapping[str, ExpertEnt
 
 
 def _check_use(chain_map: ChainMap) -> None:
-    """Every expert is used, by each of its members; one without members, the base's own weights, by every task."""
-    used = {task: set(chain) for task, chain in chain_map.chains.items()}
+    """Every expert is used, by each of its members; one without members, the base's own weights, by every task.
+
+    What a used expert is the difference from is used as well.
+    """
+    used = {task: chain_map.experts_of([task]) for task in chain_map.chains}
     everywhere = set().union(*used.values())
     for index, expert in enumerate(chain_map.experts):
         if expert.id not in everywhere:
-            raise _broken(f"experts[{index}]", f"the expert '{expert.id}' is in no chain")
+            raise _broken(f"experts[{index}]", f"the expert '{expert.id}' is in no chain, and none there needs it")
         idle = next((task for task in expert.members or used if expert.id not in used[task]), None)
         if idle is not None:
             raise _broken(f"experts[{index}].members", f"the chain of '{idle}' does not use '{expert.id}'")

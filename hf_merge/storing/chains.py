@@ -154,7 +154,8 @@ def _component(field: Field) -> ComponentEntry:
 
 
 def _expert(field: Field) -> ExpertEntry:
-    fields = field.record(("id", "component", "members", "method", "codec", "codec_settings", "file", "bytes"))
+    names = ("id", "component", "members", "method", "codec", "codec_settings", "file", "bytes", "reference")
+    fields = field.record(names, optional=("reference",))
     method = fields["method"]
     return ExpertEntry(
         id=fields["id"].name(),
@@ -164,6 +165,7 @@ def _expert(field: Field) -> ExpertEntry:
         codec={"name": fields["codec"].name()} | _codec_settings(fields["codec_settings"]),
         file=fields["file"].name(),
         bytes=fields["bytes"].integer(1),
+        reference=fields["reference"].name() if "reference" in fields else None,
     )
 
 
@@ -239,8 +241,14 @@ def _in_order(mapping: Any, tasks: list[str]) -> list[tuple[str, Any]]:
 def _expert_document(expert: ExpertEntry) -> dict[str, Any]:
     method = None if expert.method is None else _named_first(expert.method)
     codec = _named_first(expert.codec)
-    document = {"id": expert.id, "component": expert.component, "members": expert.members, "method": method}
-    return document | {"codec": codec.pop("name"), "codec_settings": codec, "file": expert.file, "bytes": expert.bytes}
+    document: dict[str, Any] = {
+        "id": expert.id,
+        "component": expert.component,
+        "members": expert.members,
+        "method": method,
+    }
+    document |= {"codec": codec.pop("name"), "codec_settings": codec, "file": expert.file, "bytes": expert.bytes}
+    return document if expert.reference is None else document | {"reference": expert.reference}
 
 
 def _named_first(settings: Settings) -> dict[str, Any]:

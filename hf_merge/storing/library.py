@@ -1,107 +1,28 @@
-"""A member folder: one configuration on disk, written so that a reader sees all of it or nothing, and trusts nothing.
+"""A member folder opened for reading, which trusts nothing.
 
-Shards of moderate size hold every expert and head once; `chains.json` says what they are and is written last, so that
-a folder without it is no member. Reading compares each file's length and SHA-256 with the map before a byte of it is
-used, and every tensor with what a codec can have written. See docs/format.md.
+Each file's length and SHA-256 are compared with the map before a byte of it is used, and every tensor with what a
+codec can have written. How a member is written: `member_writing`. See docs/format.md.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from torch import Tensor
 
-from hf_merge.errors import (
-    CheckpointDamaged,
-    DigestMismatch,
-    MalformedChainMap,
-    RecipeError,
-    UntrustedContentError,
-)
+from hf_merge.errors import DigestMismatch, MalformedChainMap, RecipeError
+from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.experts import Expert, ExpertKey, decode_expert, find_fault, stored_names
-from hf_merge.storing import chains, disk, member_files, shard_layout
+from hf_merge.merging.experts import decode_expert, find_fault, stored_names
+from hf_merge.storing import member_files
 from hf_merge.storing.chain_entries import ROUTER_FILE, ChainMap, ExpertEntry, HeadEntry
-from hf_merge.storing.durable import write_atomic
-from hf_merge.storing.member_files import CARD_FILE, MAP_FILE
-from hf_merge.storing.shard_layout import Piece
+from hf_merge.storing.member_files import MAP_FILE
 from hf_merge.storing.tensors import SafetensorsFile
+from hf_merge.version import VERSION
 
 
-__all__ = ["MAP_FILE", "Member", "MemberContent", "StoredHead", "write_member"]
+__all__ = ["MAP_FILE", "Member", "bytes_of", "head_prefix"]
 
-# An expert or a head on its way into a shard: the first part of its tensors' names there, and its tensors.
-_Owner: TypeAlias = tuple[str, Mapping[str, Tensor]]
 _HEAD_CODEC = "full"
-
-
-@dataclass(frozen=True)
-class StoredHead:
-    """A task's head on its way into a member folder.
-
-    Attributes:
-        num_labels: Width of its logits.
-        labels: The labels' names in the order of the logits, or None where they have none.
-        tensors: Its tensors, float32, as the fine-tuned checkpoint names them.
-        problem_type: As in transformers; None takes a regression for one label, else one label of several.
-    """
-
-    num_labels: int
-    labels: tuple[str, ...] | None
-    tensors: Mapping[str, Tensor]
-    problem_type: str | None = None
-
-
-@dataclass(frozen=True)
-class MemberContent:
-    """Everything that a member folder is written from.
-
-    Attributes:
-        chain_map: The map, its experts, heads and files still empty; they follow from what is written.
-        experts: Builds the expert of an id; asked once for each expert of the chains, one after the other.
-        heads: The heads by task.
-        router: The bytes of `router.safetensors`, or None where there is nothing to route.
-        config: The content of `config.json`.
-        settings: Folders that may hold tokenizer or processor files; the first that has any is copied from.
-        card: Returns the text of `README.md` for the finished map.
-    """
-
-    chain_map: ChainMap
-    experts: Callable[[str], Expert]
-    heads: Mapping[str, StoredHead]
-    router: bytes | None
-    config: Mapping[str, object]
-    settings: Sequence[Path]
-    card: Callable[[ChainMap], str]
-
-
-def write_member(folder: Path, content: MemberContent) -> ChainMap:
-    """Writes a member folder, the map last, and returns the map.
-
-    A whole member of the same map is left as it is, and its experts are not built again.
-
-    Raises:
-        RunFolderError: The folder holds something that is no member of ours.
-        ResourceError: The disk refused; the folder is then no member.
-        UntrustedContentError: The content breaks a rule of the format.
-    """
-    held = _whole_member(folder, content)
-    if held is not None:
-        return held
-    member_files.empty_folder(folder)
-    experts, heads, names = _write_shards(folder, content)
-    names += member_files.write_settings(folder, content.config, content.settings)
-    if content.router is not None:
-        write_atomic(folder / ROUTER_FILE, content.router)
-        names.append(ROUTER_FILE)
-    files = {name: member_files.file_entry(folder / name) for name in names}
-    chain_map = replace(content.chain_map, experts=tuple(experts), heads=heads, files=files)
-    data = chains.dump(chain_map)
-    write_atomic(folder / CARD_FILE, content.card(chain_map).encode())
-    write_atomic(folder / MAP_FILE, data)
-    return chain_map
 
 
 class Member:
@@ -145,8 +66,8 @@ class Member:
 
     @property
     def experts(self) -> tuple[ExpertEntry, ...]:
-        """The experts in the chains of its tasks."""
-        used = {identifier for task in self.tasks for identifier in self.chain_map.chains[task]}
+        """The experts in the chains of its tasks, and those whose differences they store."""
+        used = self.chain_map.experts_of(self.tasks)
         return tuple(entry for entry in self.chain_map.experts if entry.id in used)
 
     def check(self, name: str) -> Path:
@@ -184,15 +105,7 @@ class Member:
             MalformedChainMap: The shard does not hold the expert that the map describes.
         """
         names = next(item.tensors for item in self.chain_map.components if item.name == entry.component)
-        settings = {key: value for key, value in entry.codec.items() if key != "name"}
-        try:
-            codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
-        except RecipeError as error:
-            raise MalformedChainMap(f"{self.source}: expert '{entry.id}': {error} Update hf-merge?") from error
-        decoded: dict[str, Tensor] = {}
-        for name, stored in self._stored(entry, entry.id, names, codec.name):
-            decoded |= decode_expert(codec, (name,), stored)
-        return decoded
+        return dict(self._decoded(entry, names))
 
     def head(self, task: str) -> dict[str, Tensor]:
         """Returns a task's head, float32, by the names of its own checkpoint; nothing where tasks share it.
@@ -205,7 +118,7 @@ class Member:
         if entry is None:
             return {}
         head: dict[str, Tensor] = {}
-        for _, stored in self._stored(entry, _head_prefix(task), entry.tensors, _HEAD_CODEC):
+        for _, stored in self._stored(entry, head_prefix(task), entry.tensors, _HEAD_CODEC):
             head |= stored
         return head
 
@@ -219,6 +132,41 @@ class Member:
             return None
         with SafetensorsFile(self.check(ROUTER_FILE)) as file:
             return {name: file.read(name) for name in file.specs}
+
+    def _decoded(self, entry: ExpertEntry, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yields an expert's weights by name; a difference is added to its shared expert tensor by tensor."""
+        codec = self._codec(entry)
+        stored = self._stored(entry, entry.id, names, codec.name)
+        if entry.reference is None:
+            for name, tensors in stored:
+                yield name, decode_expert(codec, (name,), tensors)[name]
+            return
+        shared = next(expert for expert in self.chain_map.experts if expert.id == entry.reference)
+        for (name, tensors), reference in zip(stored, self._decoded(shared, names), strict=True):
+            yield name, decode_expert(codec, (name,), tensors, dict([reference]))[name]
+
+    def _codec(self, entry: ExpertEntry) -> CodecSpec:
+        """Returns an expert's codec.
+
+        Raises:
+            MalformedChainMap: The installed version does not know it or a setting of it, or it stores differences and
+                the map does not say from what, or the other way round.
+        """
+        settings = {key: value for key, value in entry.codec.items() if key != "name"}
+        try:
+            codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
+        except RecipeError as error:
+            raise MalformedChainMap(
+                f"{self.source}: expert '{entry.id}': {error} hf-merge {self.chain_map.library_version} wrote it, and "
+                f"this is {VERSION}. Update hf-merge?"
+            ) from error
+        if codecs.get(codec.name).residual != (entry.reference is not None):
+            difference = f"'{entry.reference}'" if entry.reference is not None else "nothing"
+            raise MalformedChainMap(
+                f"{self.source}: expert '{entry.id}' of codec '{codec.name}' is said to be a difference from "
+                f"{difference}, which does not fit the codec."
+            )
+        return codec
 
     def _stored(
         self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str], codec: str
@@ -235,7 +183,7 @@ class Member:
                 fault = find_fault(codec, name, stored)
                 if fault is not None:
                     raise MalformedChainMap(f"{file.path}: the tensor '{prefix}/{name}' {fault}.")
-                held += _bytes_of(stored)
+                held += bytes_of(stored)
                 yield name, stored
         if held != entry.bytes:
             raise MalformedChainMap(
@@ -243,70 +191,11 @@ class Member:
             )
 
 
-def _whole_member(folder: Path, content: MemberContent) -> ChainMap | None:
-    """Returns the map of a member that is there already, whole and as wanted; None where it must be written."""
-    if not (folder / MAP_FILE).is_file():
-        return None
-    try:
-        member = Member(folder)
-        member.check_all()
-    except (UntrustedContentError, CheckpointDamaged):
-        return None
-    found, wanted = member.chain_map, content.chain_map
-    same = replace(found, library_version=wanted.library_version, experts=(), heads={}, files={}) == wanted
-    router = found.files[ROUTER_FILE].sha256 if ROUTER_FILE in found.files else None
-    same = same and router == (hashlib.sha256(content.router).hexdigest() if content.router is not None else None)
-    return found if same and found.tasks == wanted.tasks else None
-
-
-def _write_shards(folder: Path, content: MemberContent) -> tuple[list[ExpertEntry], dict[str, HeadEntry], list[str]]:
-    """Writes heads and experts into shards as `shard_layout` cuts them; returns their entries and the shard names."""
-    keys: dict[str, ExpertKey] = {}
-    places: dict[str, tuple[int, int]] = {}
-    for index, batch in enumerate(shard_layout.cut(_pieces(content, keys))):
-        tensors = {f"{prefix}/{name}": tensor for prefix, held in batch for name, tensor in held.items()}
-        member_files.write_shard(member_files.unfinished_shard(folder, index + 1), tensors)
-        places |= {prefix: (index, _bytes_of(held)) for prefix, held in batch}
-    count = 1 + max((index for index, _ in places.values()), default=-1)
-    names = [f"experts-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
-    with disk.naming(folder):
-        for index, name in enumerate(names):
-            disk.replace(member_files.unfinished_shard(folder, index + 1), folder / name)
-        disk.sync_folder(folder)
-    located = {prefix: (names[index], size) for prefix, (index, size) in places.items()}
-    order = shard_layout.tasks_of_experts(content.chain_map.chains)
-    experts = [_expert_entry(keys[name], *located[name]) for name in order]
-    heads = {task: _head_entry(head, *located[_head_prefix(task)]) for task, head in content.heads.items()}
-    return experts, heads, names
-
-
-def _pieces(content: MemberContent, keys: dict[str, ExpertKey]) -> Iterator[Piece[_Owner]]:
-    """Yields experts and heads in the order of shards, each expert built when its turn comes; fills `keys` by id."""
-    heads = {_head_prefix(task): head.tensors for task, head in content.heads.items()}
-    served = shard_layout.tasks_of_experts(content.chain_map.chains)
-    served |= {_head_prefix(task): (task,) for task in content.heads}
-    for prefix in shard_layout.in_order(served, content.chain_map.tasks):
-        if prefix in heads:
-            tensors = heads[prefix]
-        else:
-            expert = content.experts(prefix)
-            keys[prefix], tensors = expert.key, expert.tensors
-        yield Piece(served[prefix], _bytes_of(tensors), (prefix, tensors))
-
-
-def _expert_entry(key: ExpertKey, file: str, size: int) -> ExpertEntry:
-    method = key.method.as_json() if key.method is not None else None
-    return ExpertEntry(key.id, key.component, key.members, method, key.codec.as_json(), file, size)
-
-
-def _head_entry(head: StoredHead, file: str, size: int) -> HeadEntry:
-    problem = head.problem_type or ("regression" if head.num_labels == 1 else "single_label_classification")
-    return HeadEntry(head.num_labels, head.labels, problem, tuple(sorted(head.tensors)), file, size)
-
-
-def _head_prefix(task: str) -> str:
+def head_prefix(task: str) -> str:
+    """Returns the first part of the names that a head's tensors have in their shard."""
     return f"heads/{task}"
 
 
-def _bytes_of(tensors: Mapping[str, Tensor]) -> int:
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """Returns what tensors take on disk, without headers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -134,7 +134,7 @@ def needed_files(chain_map: ChainMap, tasks: Sequence[str]) -> tuple[str, ...]:
     """
     if len(tasks) == len(chain_map.tasks):
         return tuple(chain_map.files)
-    used = {identifier for task in tasks for identifier in chain_map.chains[task]}
+    used = chain_map.experts_of(tasks)
     shards = {expert.file for expert in chain_map.experts if expert.id in used}
     shards |= {chain_map.heads[task].file for task in tasks if task in chain_map.heads}
     router = {ROUTER_FILE} if len(tasks) == 1 else set()

@@ -7,6 +7,7 @@ only sets that come to little share one. See docs/format.md, section 5.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from hf_merge.storing.limits import MIB
@@ -32,16 +33,21 @@ class Piece(Generic[_Item]):
     item: _Item
 
 
-def tasks_of_experts(chains: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def tasks_of_experts(
+    chains: Mapping[str, Sequence[str]], references: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, tuple[str, ...]]:
     """Returns the tasks that each expert serves, by its id, component by component and then by first task.
 
     Args:
         chains: For each task the ids of its experts, one per component.
+        references: The shared experts of those that are stored as differences, by id; each comes before its users.
     """
     served: dict[str, tuple[str, ...]] = {}
     for column in zip(*chains.values(), strict=True):
         for task, identifier in zip(chains, column, strict=True):
-            served[identifier] = (*served.get(identifier, ()), task)
+            shared = references.get(identifier)
+            for needed in ([] if shared is None else [shared]) + [identifier]:
+                served[needed] = (*served.get(needed, ()), task)
     return served
 
 

@@ -21,7 +21,7 @@ from hf_merge.storing.card import member_card
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
 from hf_merge.storing.durable import FolderLock, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
-from hf_merge.storing.library import MemberContent, StoredHead, write_member
+from hf_merge.storing.member_writing import MemberContent, StoredHead, write_member
 from hf_merge.storing.provenance import Places
 from hf_merge.storing.results import Report
 from hf_merge.storing.strict_json import dumps
@@ -213,6 +213,7 @@ def _write(
         config=skeleton_config(family.base.config),
         settings=project.reader_folders(),
         card=card,
+        references={key.id: key.reference.id for key in keys.values() if key.reference is not None},
     )
     write_member(folder, content)
     return folder

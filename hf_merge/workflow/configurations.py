@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_merge.merging import methods
+from hf_merge.merging import codecs, methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
@@ -45,8 +45,8 @@ def new_builder(
         if "within" in spec.mapping
     }
     known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
-    codecs = tuple(dict.fromkeys([*project.codecs, *(codec for point in points for codec in codecs_of(point))]))
-    return ExpertBuilder(project.family, project.components, specs, codecs, limit_bytes=limit, gathered=known)
+    stored = tuple(dict.fromkeys([*project.codecs, *(codec for point in points for codec in codecs_of(point))]))
+    return ExpertBuilder(project.family, project.components, specs, stored, limit_bytes=limit, gathered=known)
 
 
 def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
@@ -75,16 +75,20 @@ def codecs_of(point: FrontPoint) -> tuple[CodecSpec, ...]:
 
 def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:
     """Returns the configuration of a point, for a builder that knows its methods and codecs."""
-    chosen = zip(point.grouping, methods_of(point), strict=False)
-    numbers = (0 if is_separate(partition) else builder.methods.index(spec) for partition, spec in chosen)
-    return Configuration(point.grouping, tuple(numbers), tuple(map(builder.codecs.index, codecs_of(point))))
+    stored = codecs_of(point)
+    chosen = zip(point.grouping, methods_of(point), stored or [builder.codecs[0]] * len(point.grouping), strict=False)
+    numbers = (
+        builder.methods.index(spec) if codecs.get(codec.name).residual or not is_separate(partition) else 0
+        for partition, spec, codec in chosen
+    )
+    return Configuration(point.grouping, tuple(numbers), tuple(map(builder.codecs.index, stored)))
 
 
 def front_point(
     project: Project,
     grouping: Grouping,
     specs: Sequence[MethodSpec],
-    codecs: Sequence[CodecSpec],
+    stored: Sequence[CodecSpec],
     evaluation: Evaluation,
     individual: Mapping[str, float],
 ) -> FrontPoint:
@@ -94,7 +98,7 @@ def front_point(
         project: The opened recipe.
         grouping: The configuration's groups.
         specs: Its merge method for every component; none where it is the recipe's everywhere.
-        codecs: Its codec for every component, in the same way.
+        stored: Its codec for every component, in the same way.
         evaluation: What it scored.
         individual: The fine-tunes' own scores.
     """
@@ -103,7 +107,7 @@ def front_point(
         tuple(project.family.tasks),
         grouping,
         specs or project.method,
-        codecs or project.codec,
+        stored or project.codec,
         evaluation.cost,
     )
     return FrontPoint(
@@ -114,5 +118,5 @@ def front_point(
         dict(evaluation.scores),
         grouping,
         methods=tuple(spec.as_json() for spec in specs) or None,
-        codecs=tuple(codec.as_json() for codec in codecs) or None,
+        codecs=tuple(codec.as_json() for codec in stored) or None,
     )

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from hf_merge.errors import RecipeError
+from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Place, Shape
 from hf_merge.merging.methods import MethodSpec
@@ -67,7 +68,7 @@ class Project:
 
     @property
     def codec(self) -> CodecSpec:
-        """The first codec, which is the only one of most recipes."""
+        """The first codec, which is the only one of most recipes, and stores shared experts."""
         return self.codecs[0]
 
     @property
@@ -84,7 +85,9 @@ class Project:
         """Returns the configurations among which a search chooses."""
         shared = frozenset(component.name for component in self.components if component.shared)
         names, merged = tuple(component.name for component in self.components), self.recipe.search.grouping == "merged"
-        return SearchSpace(names, tuple(self.family.tasks), shared, len(self.methods), merged, len(self.codecs))
+        residual = frozenset(index for index, codec in enumerate(self.codecs) if codecs.get(codec.name).residual)
+        tasks = tuple(self.family.tasks)
+        return SearchSpace(names, tasks, shared, len(self.methods), merged, len(self.codecs), residual)
 
     def places(self) -> dict[str, Place]:
         """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""
@@ -112,7 +115,7 @@ def open_project(
         HubError: A source cannot be pulled.
     """
     methods = method_specs(recipe)
-    codecs = codec_specs(recipe)
+    stored = codec_specs(recipe)
     require_cut(recipe.merge)
     reads = require_one_kind(recipe)
     with Opening(headers_only, access, LanguageCheckpoint if reads == "language" else Checkpoint) as opening:
@@ -122,7 +125,7 @@ def open_project(
         family = aligned(base, tuned, kind)
         pinned = pinned_recipe(recipe, base, tuned, access)
         components = components_of(family, recipe.merge)
-        yield Project(pinned, family, components, methods, codecs, kind)
+        yield Project(pinned, family, components, methods, stored, kind)
 
 
 def method_specs(recipe: Recipe) -> tuple[MethodSpec, ...]:
@@ -138,9 +141,17 @@ def codec_specs(recipe: Recipe) -> tuple[CodecSpec, ...]:
     """Returns the codecs of a recipe, in its order.
 
     Raises:
-        RecipeError: A codec or setting is unknown or impossible, or two entries mean the same.
+        RecipeError: A codec or setting is unknown or impossible, two entries mean the same, or the first codec stores
+            differences, and nothing says from what.
     """
-    return _once("codecs", [CodecSpec.resolve(*settings_of(entry)) for entry in recipe.merge.codecs])
+    specs = _once("codecs", [CodecSpec.resolve(*settings_of(entry)) for entry in recipe.merge.codecs])
+    if codecs.get(specs[0].name).residual:
+        whole = ", ".join(name for name, codec in codecs.available().items() if not codec.residual)
+        raise RecipeError(
+            f"merge.codecs begins with '{specs[0].name}', which stores differences from a shared expert; the first "
+            f"codec stores the shared experts themselves. Put one of these before it: {whole}."
+        )
+    return specs
 
 
 def _once(key: str, specs: Sequence[_Spec]) -> tuple[_Spec, ...]:

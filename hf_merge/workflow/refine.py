@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hf_merge.errors import InputError
-from hf_merge.merging import methods
+from hf_merge.merging import codecs, methods
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.settings import Setting
 from hf_merge.searching.building import ExpertBuilder
@@ -190,6 +190,8 @@ class _Refining:
         """Returns why a configuration is passed over, or None."""
         if any("within" in method for method in point.methods or ()):
             return "refined before"
+        if any(codecs.get(codec.name).residual for codec in codecs_of(point)):
+            return "stores differences"
         columns = zip(self._project.components, point.grouping, strict=True)
         if all(component.shared or is_separate(column) for component, column in columns):
             return "merges nothing"
@@ -201,11 +203,11 @@ class _Refining:
         within = {str(spec.mapping["within"]): point.grouping}
         known = GatheredOnce(project, self._run / GATHERED_FOLDER, within=within, progress=self._progress)
         limit = 4 * project.family.parameters
-        codecs = tuple(dict.fromkeys([*project.codecs, *codecs_of(point)]))
-        builder = ExpertBuilder(project.family, project.components, [spec], codecs, limit_bytes=limit, gathered=known)
+        stored = tuple(dict.fromkeys([*project.codecs, *codecs_of(point)]))
+        builder = ExpertBuilder(project.family, project.components, [spec], stored, limit_bytes=limit, gathered=known)
         search = project.recipe.search
         evaluator = Evaluator(builder, self._runs, DTYPES[search.dtype], deviation=search.deviation)
-        numbers = tuple(map(codecs.index, codecs_of(point)))
+        numbers = tuple(map(stored.index, codecs_of(point)))
         return evaluator.evaluate(Configuration(point.grouping, codecs=numbers))
 
 

@@ -23,7 +23,7 @@ from hf_merge.storing import front as fronts
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
 from hf_merge.storing.families import Family
 from hf_merge.storing.front import Front, FrontPoint
-from hf_merge.storing.library import MemberContent, StoredHead, write_member
+from hf_merge.storing.member_writing import MemberContent, StoredHead, write_member
 from hf_merge.storing.tensors import tensor_bytes
 from tests.modeling.test_assembly import opened
 from tests.tiny_models import TinyFamily, pictures

@@ -21,7 +21,8 @@ from hf_merge.merging.methods import MethodSpec
 from hf_merge.storing import front as fronts
 from hf_merge.storing.chains import BaseRef, ChainMap, ComponentEntry, ModelEntry
 from hf_merge.storing.front import Front, FrontPoint
-from hf_merge.storing.library import Member, MemberContent, StoredHead, write_member
+from hf_merge.storing.library import Member
+from hf_merge.storing.member_writing import MemberContent, StoredHead, write_member
 from hf_merge.storing.tensors import tensor_bytes
 from tests.hub_server import HubServer
 from tests.serving.published import FAMILY, Visitor, fetched, member_repo, publish_member
