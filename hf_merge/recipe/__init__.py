@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from hf_merge.errors import RecipeError, nearest
 from hf_merge.recipe.data import NAME, DataSpec, Section
 from hf_merge.recipe.merging import MergeSpec, settings_of
-from hf_merge.recipe.presets import AUTOMERGE_METHODS, PRESETS
+from hf_merge.recipe.presets import MERGE_PRESETS, PRESETS
 
 
 __all__ = [
@@ -95,7 +95,7 @@ class SearchSpec(Section):
     `deviation` has tasks count more in P whose score is far from the mean, at most `1 + deviation` times (AutoMerge).
     """
 
-    preset: Literal["paper", "fast", "automerge"] = "paper"
+    preset: Literal["paper", "fast", "automerge", "frontier"] = "paper"
     grouping: Literal["free", "merged"] = "free"
     population: int = Field(default=20, ge=4, le=1000)
     evaluations: int = Field(default=300, ge=1)
@@ -151,12 +151,12 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _methods_of_automerge(cls, given: object) -> object:
+    def _merge_of_the_preset(cls, given: object) -> object:
         if not isinstance(given, dict) or not isinstance(given.get("search"), dict):
             return given
-        merge = given.get("merge", {})
-        if given["search"].get("preset") == "automerge" and isinstance(merge, dict) and "methods" not in merge:
-            return {**given, "merge": {**merge, "methods": AUTOMERGE_METHODS}}
+        merge, preset = given.get("merge", {}), given["search"].get("preset")
+        if isinstance(merge, dict) and isinstance(preset, str) and preset in MERGE_PRESETS:
+            return {**given, "merge": {**MERGE_PRESETS[preset], **merge}}
         return given
 
     @field_validator("tasks")

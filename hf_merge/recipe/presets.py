@@ -1,4 +1,4 @@
-"""What presets of a recipe set (docs/adr/0011-preset-fast.md, 0016-methods-as-genes.md), unless it says otherwise."""
+"""What presets of a recipe set (docs/adr/0011, 0016 and 0017), unless it says otherwise."""
 
 from typing import Any
 
@@ -8,6 +8,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {
         "evaluations": 120,
+        "surrogate": "random_forest_per_task",
+        "screening": "hypervolume",
+        "imagined_generations": 15,
+        "initial": "ladder",
+    },
+    "frontier": {
+        "population": 24,
+        "evaluations": 150,
         "surrogate": "random_forest_per_task",
         "screening": "hypervolume",
         "imagined_generations": 15,
@@ -32,3 +40,24 @@ AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
     "breadcrumbs",
     {"name": "tsv", "scale": 1.0},
 )
+# What preset `frontier` chooses among where a recipe names no methods or no codecs. The first method is the plain mean:
+# of all merged models it is the one that the fine-tunes differ least from.
+FRONTIER_METHODS: tuple[str | dict[str, Any], ...] = (
+    "average",
+    {"name": "tsv", "scale": 1.0},
+    {"name": "task_arithmetic", "scale": 0.4},
+)
+FRONTIER_CODECS: tuple[str | dict[str, Any], ...] = (
+    "int8",
+    {"name": "delta", "bits": 4},
+    {"name": "delta", "bits": 2},
+    "ternary",
+    "sign",
+    {"name": "rows", "density": 0.1},
+    {"name": "lowrank", "rank": 16},
+)
+# What `merge` says by preset where the recipe leaves it out.
+MERGE_PRESETS: dict[str, dict[str, tuple[str | dict[str, Any], ...]]] = {
+    "automerge": {"methods": AUTOMERGE_METHODS},
+    "frontier": {"methods": FRONTIER_METHODS, "codecs": FRONTIER_CODECS},
+}

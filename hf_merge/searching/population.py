@@ -68,19 +68,26 @@ def kmeans_population(
     return _filled(space, chosen, size, rng)
 
 
-def with_choices(space: SearchSpace, drawn: Sequence[Configuration], size: int, seed: int) -> list[Configuration]:
+def with_choices(
+    space: SearchSpace,
+    drawn: Sequence[Configuration],
+    size: int,
+    seed: int,
+    proposed: Sequence[Configuration] = (),
+) -> list[Configuration]:
     """Returns a first generation that tries every merge method and codec, of `size` distinct configurations at most.
 
     First the uniform ladder: all tasks merged and all apart in each codec alone, then all merged by each method alone;
     half of the generation at most, but all of it where methods alone are searched, and if there are more of them than
-    `size`. Then what was drawn, with methods and codecs drawn at random; then random configurations, where the space
-    holds more.
+    `size`. Then what is proposed. Then what was drawn, with methods and codecs drawn at random; then random
+    configurations, where the space holds more.
 
     Args:
         space: The configurations to draw from.
         drawn: Configurations whose partitions are to be tried; of a space without a choice they come back as they are.
         size: How many to return.
         seed: Seed of the draws.
+        proposed: Configurations that come before those drawn.
     """
     if space.methods == space.codecs == 1:
         return list(drawn)
@@ -90,6 +97,7 @@ def with_choices(space: SearchSpace, drawn: Sequence[Configuration], size: int, 
         alone += [space.all_separate(codec) for codec in range(space.codecs)]
     alone += [space.all_merged(method) for method in range(1, space.methods)]
     chosen = dict.fromkeys(alone if space.merged else alone[: max(1, size // 2)])
+    chosen |= dict.fromkeys(proposed)
     size = max(size, len(chosen))
     for configuration in drawn if not space.merged else ():
         partitions = [configuration.grouping[index] for index in space.searched]

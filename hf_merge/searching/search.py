@@ -115,6 +115,8 @@ def run_search(
     settings: SearchSettings,
     reference: Reference,
     on_evaluation: Callable[[Measured, float], None] = lambda measured, volume: None,
+    *,
+    proposed: Sequence[Configuration] = (),
 ) -> Archive:
     """Returns the archive of a search; it ends early where the space is exhausted.
 
@@ -125,8 +127,9 @@ def run_search(
         settings: How to search.
         reference: The box of the hypervolume.
         on_evaluation: Called after each real evaluation with its result and the hypervolume reached so far.
+        proposed: Configurations for the first generation, where methods or codecs are to be chosen.
     """
-    algorithm = _started(space, grams, settings)
+    algorithm = _started(space, grams, settings, proposed)
     chooser = _Chooser(space, evaluator, settings, reference, np.random.default_rng([settings.seed, 1]))
     measured: list[Measured] = []
     history: list[tuple[int, float]] = []
@@ -162,9 +165,15 @@ def _drawn(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: S
     return random_population(space, settings.population, settings.seed)
 
 
-def _started(space: SearchSpace, grams: Sequence[NDArray[np.float64]], settings: SearchSettings) -> Nsga2:
+def _started(
+    space: SearchSpace,
+    grams: Sequence[NDArray[np.float64]],
+    settings: SearchSettings,
+    proposed: Sequence[Configuration],
+) -> Nsga2:
     """Returns the algorithm with its first generation."""
-    initial = with_choices(space, _drawn(space, grams, settings), settings.population, settings.seed)
+    drawn = _drawn(space, grams, settings)
+    initial = with_choices(space, drawn, settings.population, settings.seed, proposed)
     offspring = settings.population if settings.surrogate == "none" else settings.offspring
     return Nsga2(space, initial, settings.population, offspring, settings.seed)
 

@@ -8,11 +8,14 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.merging.task_vectors import Geometry
 from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.codec_ladder import codec_ladder, ways_to_store
 from hf_merge.searching.configuration import Configuration, is_separate
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.search import normalised_performance
 from hf_merge.storing.front import Front, FrontPoint
+from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.project import Project
 from hf_merge.workflow.run_folder import GATHERED_FOLDER
@@ -47,6 +50,27 @@ def new_builder(
     known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
     stored = tuple(dict.fromkeys([*project.codecs, *(codec for point in points for codec in codecs_of(point))]))
     return ExpertBuilder(project.family, project.components, specs, stored, limit_bytes=limit, gathered=known)
+
+
+def proposals(project: Project, builder: ExpertBuilder, geometry: Geometry, *, progress: bool) -> list[Configuration]:
+    """Returns configurations that deserve to be tried first where tasks may be stored as differences; else none.
+
+    Of adapters there are none: what lies close in their factors need not do the same.
+
+    Args:
+        project: The opened recipe.
+        builder: Builds the experts.
+        geometry: The Gram matrices of the task vectors.
+        progress: Show progress on stderr.
+    """
+    space, search = project.space(), project.recipe.search
+    if not space.residual or search.initial != "ladder" or project.family.adapted:
+        return []
+    experts = len(space.searched) * (1 + space.codecs * len(space.tasks))
+    grams = [geometry.grams[component.name] for component in project.components]
+    with waiting(progress, "codecs", experts, "expert") as bar:
+        ways = ways_to_store(space, builder, grams, bar.update)
+    return codec_ladder(space, ways, max(2, search.population // 3))
 
 
 def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:

@@ -4,7 +4,7 @@ Everything that can be wrong with the input is found before the run folder is ma
 before the next begins, so that a run killed at any moment continues with `--resume` to the very same front.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -30,7 +30,7 @@ from hf_merge.storing.durable import Journal, sweep_partials, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.workflow.advice import advise, log_ranges
 from hf_merge.workflow.bars import waiting
-from hf_merge.workflow.configurations import front_point, new_builder
+from hf_merge.workflow.configurations import front_point, new_builder, proposals
 from hf_merge.workflow.launching import joined_ranks
 from hf_merge.workflow.progress import Listener, Progress, followed
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
@@ -115,11 +115,12 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
             sweep_partials(out)
             write_atomic(out / RECIPE_FILE, project.recipe.dump().encode())
             evaluator.builder.gather()  # by this process, before the others ask for it
+            proposed = proposals(project, evaluator.builder, geometry, progress=asked.progress is True)
             history = read_history(journal.records(), str(journal.path))
             done = len(history.evaluations)
             with followed(_total(project), done, out / TIMINGS_FILE, asked.progress) as watch:
                 watch.started(project.family.tasks, ranks.count)
-                front = _Run(project, evaluator, geometry, journal, history, sources, watch).run()
+                front = _Run(project, evaluator, geometry, journal, history, sources, watch, proposed).run()
                 write_atomic(out / FRONT_FILE, fronts.dump(front))
                 watch.finished()
             log_ranges(project, evaluator.builder)
@@ -178,6 +179,7 @@ class _Run:
     history: History
     sources: Mapping[str, str]
     watch: Progress
+    proposed: Sequence[Configuration] = ()
     _done: int = 0
 
     def run(self) -> Front:
@@ -192,7 +194,7 @@ class _Run:
         dearest = max(self.evaluator.cost(space.all_separate(codec)) for codec in range(space.codecs))
         box = Reference.from_extremes(dearest, least)
         settings = search_settings(self.project.recipe)
-        archive = run_search(space, self.evaluator, self._grams(), settings, box, self._record)
+        archive = run_search(space, self.evaluator, self._grams(), settings, box, self._record, proposed=self.proposed)
         return self._front(archive, references, {ALL_MERGED: space.all_merged(), ALL_SEPARATE: separate})
 
     def _grams(self) -> list[NDArray[np.float64]]:
