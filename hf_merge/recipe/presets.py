@@ -40,8 +40,8 @@ AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
     "breadcrumbs",
     {"name": "tsv", "scale": 1.0},
 )
-# What preset `frontier` chooses among where a recipe names no methods or no codecs. The first method is the plain mean:
-# of all merged models it is the one that the fine-tunes differ least from.
+# What preset `frontier` chooses among where a recipe names no methods or no codecs. The first method is the plain
+# mean: of all merged models it is the one that the fine-tunes differ least from.
 FRONTIER_METHODS: tuple[str | dict[str, Any], ...] = (
     "average",
     {"name": "tsv", "scale": 1.0},

@@ -136,3 +136,49 @@ def test_mutation_changes_about_one_column() -> None:
 
 def test_canonical_form_makes_equal_configurations_one_key() -> None:
     assert len({Configuration((canonical([5, 5, 2]),)), Configuration((canonical([0, 0, 1]),))}) == 1
+
+
+# Residual codecs
+
+RESIDUAL = SearchSpace(("attention",), ("a", "b", "c"), methods=2, codecs=3, residual=frozenset({2}))
+
+
+def test_the_size_counts_differences_but_none_of_one_group() -> None:
+    drawn = {RESIDUAL.random(np.random.default_rng(seed)) for seed in range(2000)}
+    assert len(drawn) == RESIDUAL.size == (4 * 2 + 1) * 2 + 4 * 2
+
+
+def test_one_group_has_no_differences_so_its_codec_is_the_first() -> None:
+    assert RESIDUAL.all_merged(method=1, codec=2) == RESIDUAL.all_merged(method=1, codec=0)
+    assert RESIDUAL.all_merged(codec=1).codecs == (1,)
+
+
+def test_tasks_apart_have_a_method_where_differences_are_stored() -> None:
+    assert RESIDUAL.configuration([(0, 1, 2)], [1], [2]).methods == (1,)
+    assert RESIDUAL.configuration([(0, 1, 2)], [1], [1]).methods == (0,)
+
+
+def test_a_method_of_the_shared_expert_is_seen_by_the_surrogate() -> None:
+    first, second = (RESIDUAL.configuration([(0, 1, 2)], [method], [2]) for method in (0, 1))
+    assert RESIDUAL.features(first).tolist() != RESIDUAL.features(second).tolist()
+    assert RESIDUAL.chain_features(first, 0).tolist() != RESIDUAL.chain_features(second, 0).tolist()
+
+
+@given(seeds)
+def test_variation_stays_in_canonical_form_with_differences(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parents = RESIDUAL.random(rng), RESIDUAL.random(rng)
+    for child in (*RESIDUAL.crossover(*parents, rng), RESIDUAL.mutate(parents[0], rng)):
+        assert RESIDUAL.decode(RESIDUAL.encode(child)) == child
+    assert RESIDUAL.mutate(parents[0], rng).codecs[0] in range(3)
+
+
+@pytest.mark.parametrize("residual", [{0}, {3}])
+def test_a_space_refuses_a_residual_codec_that_cannot_be(residual: set[int]) -> None:
+    with pytest.raises(ValueError, match="cannot be residual; the first never is"):
+        SearchSpace(("model",), ("a",), codecs=3, residual=frozenset(residual))
+
+
+def test_one_group_everywhere_counts_whole_codecs_alone() -> None:
+    space = SearchSpace(("x", "y"), ("a", "b"), methods=3, merged=True, codecs=3, residual=frozenset({1}))
+    assert space.size == (3 * 2) ** 2 == len({space.random(np.random.default_rng(seed)) for seed in range(2000)})

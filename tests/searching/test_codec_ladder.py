@@ -1,0 +1,71 @@
+"""The codec ladder goes from the closest way to store every task to the cheapest, losing least for what it saves."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_merge.searching.codec_ladder import Way, codec_ladder
+from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.space import SearchSpace
+
+
+MERGED, APART = (0, 0), (0, 1)
+SPACE = SearchSpace(("attention", "mlp"), ("a", "b"), codecs=3, residual=frozenset({1, 2}))
+
+
+def totals(configuration: Configuration, ways: list[list[Way]]) -> tuple[float, float]:
+    chosen = [
+        next(way for way in offered if (way.partition, way.codec) == (column, configuration.codec(index)))
+        for index, (column, offered) in enumerate(zip(configuration.grouping, ways, strict=True))
+    ]
+    return sum(way.cost for way in chosen), sum(way.loss for way in chosen)
+
+
+def offers(costs: list[float], losses: list[float]) -> list[Way]:
+    labels = [(MERGED, 0), (APART, 0), (APART, 1), (APART, 2)]
+    return [Way(*label, cost, loss) for label, cost, loss in zip(labels, costs, losses, strict=True)]
+
+
+def test_the_step_that_loses_least_for_what_it_saves_comes_first() -> None:
+    attention = offers([10, 80, 30, 20], [1.0, 0.0, 0.1, 0.2])
+    mlp = offers([10, 80, 30, 20], [1.0, 0.0, 0.4, 0.9])
+    steps = codec_ladder(SPACE, [attention, mlp], 10)
+    assert [(step.grouping, step.codecs) for step in steps] == [
+        ((APART, APART), (0, 0)),
+        ((APART, APART), (1, 0)),  # 0.1 for 50
+        ((APART, APART), (1, 1)),  # 0.4 for 50
+        ((APART, APART), (2, 1)),  # 0.1 for 10
+        ((APART, MERGED), (2, 0)),  # 0.6 for 20, as 0.5 and 0.1 for 10 each lie above the hull
+        ((MERGED, MERGED), (0, 0)),  # 0.8 for 10
+    ]
+
+
+def test_a_way_that_is_dearer_and_no_closer_is_never_taken() -> None:
+    attention = offers([10, 80, 30, 20], [1.0, 0.1, 0.1, 0.1])
+    steps = codec_ladder(SPACE, [attention, attention], 10)
+    assert [step.codecs for step in steps] == [(2, 2), (0, 2), (0, 0)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=8, max_size=8), st.integers(2, 12))
+def test_no_choice_is_both_cheaper_and_closer_than_a_step(numbers: list[tuple[int, int]], size: int) -> None:
+    ways = [offers([c for c, _ in half], [loss for _, loss in half]) for half in (numbers[:4], numbers[4:])]
+    steps = [totals(step, ways) for step in codec_ladder(SPACE, ways, size)]
+    every = [(first.cost + second.cost, first.loss + second.loss) for first, second in product(ways[0], ways[1])]
+    for cost, loss in steps:
+        assert not any(dear < cost and far < loss for dear, far in every)
+    assert [cost for cost, _ in steps] == sorted((cost for cost, _ in steps), reverse=True)
+    assert steps[0][1] == min(loss for _, loss in every)
+    assert steps[-1][0] == min(cost for cost, _ in every)
+    assert len(steps) <= size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_thinned_ladder_keeps_both_ends(size: int) -> None:
+    ways = [offers([10, 80, 30, 20], [1.0, 0.0, 0.1, 0.2])] * 2
+    whole, few = codec_ladder(SPACE, ways, 100), codec_ladder(SPACE, ways, size)
+    assert (few[0], few[-1]) == (whole[0], whole[-1])
+    assert len(few) == size
+    assert np.all([step in whole for step in few])
