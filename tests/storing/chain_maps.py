@@ -113,6 +113,15 @@ def drop(*path: str | int) -> Edit:
     return edit
 
 
+def differing(changed: dict[str, Any]) -> None:
+    """Has the experts of `mlp` be differences from a shared expert, which is none of any chain."""
+    first, second = changed["experts"][1:3]
+    shared = first | {"id": "mlp-s", "members": list(changed["chains"])}
+    changed["experts"] = [
+        changed["experts"][0], shared, *(each | {"reference": "mlp-s"} for each in (first, second))
+    ]  # fmt: skip
+
+
 def both(*edits: Edit) -> Edit:
     """Returns an edit that makes several edits."""
 

@@ -8,7 +8,7 @@ from hf_merge.errors import LimitExceeded, MalformedChainMap, UnsafeName
 from hf_merge.storing import chains
 from hf_merge.storing.chain_entries import SETTINGS_FILES, TOKENIZER_FILES
 from hf_merge.storing.limits import LIMITS
-from tests.storing.chain_maps import SHARDS, Edit, both, document, drop, edited, put
+from tests.storing.chain_maps import SHARDS, Edit, both, differing, document, drop, edited, put
 
 
 FILE = {"sha256": "0" * 64, "bytes": 10}
@@ -138,6 +138,26 @@ BREACHES: dict[str, tuple[Edit, str]] = {
         "is 232, too few for the 232 bytes of its experts and heads",
     ),
     "chains empty": (put("chains", value={}), "chains: is empty"),
+    "difference from nothing": (
+        both(differing, put("experts", 2, "reference", value="mlp-x")),
+        "experts[2].reference: there is no expert 'mlp-x'",
+    ),
+    "difference from another component": (
+        both(differing, put("experts", 2, "reference", value="attention-a1")),
+        "experts[2].reference: is an expert of component 'attention' where one of 'mlp' must be",
+    ),
+    "difference from a difference": (
+        both(differing, put("experts", 2, "reference", value="mlp-b2")),
+        "experts[2].reference: 'mlp-b2' is a difference itself",
+    ),
+    "difference from other tasks": (
+        both(differing, put("experts", 1, "members", value=["sst2", "qqp"])),
+        "experts[3].reference: 'mlp-s' was not made for 'trec'",
+    ),
+    "shared by more than use it": (
+        both(differing, drop("experts", 3, "reference")),
+        "experts[1].members: the chain of 'trec' does not use 'mlp-s'",
+    ),
 }
 
 
@@ -218,6 +238,13 @@ def test_one_shard_is_numbered_too() -> None:
     moves = [put("experts", index, "file", value=single) for index in range(3)]
     moves += [put("heads", task, "file", value=single) for task in ("sst2", "trec", "qqp")]
     assert chains.parse(edited(both(edit, *moves)))
+
+
+def test_differences_from_a_shared_expert_are_allowed() -> None:
+    read = chains.parse(edited(differing))
+    assert read.references == {"mlp-b1": "mlp-s", "mlp-b2": "mlp-s"}
+    assert read.experts_of(["trec"]) == {"attention-a1", "mlp-b2", "mlp-s"}
+    assert chains.parse(chains.dump(read)) == read
 
 
 def test_an_expert_without_members_is_the_base_for_every_task() -> None:

@@ -22,6 +22,12 @@ def test_an_expert_serves_the_tasks_whose_chains_hold_it() -> None:
     assert list(served) == ["x-1", "y-1", "y-2", "z-1", "z-2"]
 
 
+def test_a_shared_expert_serves_whoever_stores_a_difference_from_it() -> None:
+    served = tasks_of_experts(CHAINS, {"y-1": "y-s", "y-2": "y-s"})
+    assert served["y-s"] == TASKS
+    assert list(served) == ["x-1", "y-s", "y-1", "y-2", "z-1", "z-2"]
+
+
 def test_what_serves_most_comes_first_and_then_the_tasks_order_counts() -> None:
     served = tasks_of_experts(CHAINS) | {"heads/c": ("c",), "heads/a": ("a",)}
     assert in_order(served, TASKS) == ["x-1", "z-1", "y-1", "heads/a", "y-2", "z-2", "heads/c"]
