@@ -23,28 +23,32 @@ Settings = Mapping[str, Setting]
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One setting of a merge method or codec: a number in a closed range, one of several words, or a name.
+    """One setting of a merge method or codec: a number in a range, one of several words or numbers, or a name.
 
     Attributes:
         name: What the recipe calls it; never `name`, which names the method itself.
         default: The value that it has when the recipe leaves it out.
-        low: The smallest number allowed; None for no bound, and for words.
-        high: The largest number allowed; None for no bound, and for words.
-        choices: The words allowed; empty for a number.
+        low: The smallest number allowed; None for no bound, and where there are choices.
+        high: The largest number allowed; None for no bound, and where there are choices.
+        choices: The words or the numbers allowed; empty for a number in a range.
         help: One sentence that says what it does.
         pattern: The regular expression that a name must match in full, where it is a name; the default need not.
         optional: Whether it is left out of the canonical form at its default: so is what came to a method later, so
             that experts made before keep their names.
+        exclusive: Whether `low` and `high` themselves are refused.
+        whole: Whether the number must be a whole one.
     """
 
     name: str
     default: Setting
     low: float | None = None
     high: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[Setting, ...] = ()
     help: str = ""
     pattern: str = ""
     optional: bool = False
+    exclusive: bool = False
+    whole: bool = False
 
     def check(self, value: object, owner: str) -> Setting:
         """Returns `value` in canonical form: a word as it is, a number (integers too, booleans not) as a float.
@@ -54,27 +58,40 @@ class Hyperparameter:
             owner: Whose setting it is, for the message: `Merge method 'ties'`.
 
         Raises:
-            RecipeError: The value is no word of `choices`, no such name, no finite number, or outside the range.
+            RecipeError: The value is none of `choices`, no such name, no finite number, or outside the range.
         """
         if self.pattern:
             if isinstance(value, str) and (value == self.default or re.fullmatch(self.pattern, value)):
                 return value
             raise RecipeError(f"{owner}: {self.name} is {shorten(value)}, which is no such name. Leave it out.")
         if self.choices:
-            if isinstance(value, str) and value in self.choices:
-                return value
-            hint = nearest(str(value), self.choices)
-            raise RecipeError(f"{owner}: {self.name} is {shorten(value)}.{hint} Leave it out for '{self.default}'.")
+            return self._chosen(value, owner)
         low = -sys.float_info.max if self.low is None else self.low
         high = sys.float_info.max if self.high is None else self.high
-        # Python compares integers of any size with floats exactly, and NaN with nothing: nothing unfit reaches
-        # float().
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self._allows(value, low, high):
+            ends = f"({low:g}, {high:g}), the ends left out" if self.exclusive else f"[{low:g}, {high:g}]"
             raise RecipeError(
-                f"{owner}: {self.name} is {shorten(value)}; it must be a number in [{low:g}, {high:g}]. "
-                f"Change it, or leave it out for {self.default}."
+                f"{owner}: {self.name} is {shorten(value)}; it must be a {'whole ' if self.whole else ''}number in "
+                f"{ends}. Change it, or leave it out for {_written(self.default)}."
             )
         return float(value) + 0.0  # adding zero turns -0.0 into 0.0: equal settings must be written alike
+
+    def _allows(self, value: float, low: float, high: float) -> bool:
+        # Python compares integers of any size with floats exactly, and NaN with nothing: nothing unfit reaches
+        # float().
+        inside = low < value < high if self.exclusive else low <= value <= high
+        return inside and not (self.whole and value % 1)
+
+    def _chosen(self, value: object, owner: str) -> Setting:
+        """Returns the one of `choices` that `value` is: a word as it is, a number as a float."""
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and value in self.choices:
+            return value if isinstance(value, str) else float(value)
+        hint, default = nearest(str(value), map(_written, self.choices)), _written(self.default)
+        raise RecipeError(f"{owner}: {self.name} is {shorten(value)}.{hint} Leave it out for '{default}'.")
+
+
+def _written(setting: Setting) -> str:
+    return setting if isinstance(setting, str) else f"{setting:g}"
 
 
 @dataclass(frozen=True)

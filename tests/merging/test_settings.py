@@ -161,6 +161,43 @@ def test_importing_the_registries_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+SHARE = Hyperparameter("share", 0.5, low=0.0, high=1.0, exclusive=True)
+RANK = Hyperparameter("rank", 8.0, low=1.0, high=4096.0, whole=True)
+BITS = Hyperparameter("bits", 2.0, choices=(2.0, 4.0))
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.0, True, math.nan, 2])
+def test_the_ends_of_an_open_range_are_refused(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"share is .*a number in \(0, 1\), the ends left out\. .* for 0\.5\."):
+        resolve("X", (SHARE,), {"share": value})
+
+
+@pytest.mark.parametrize("value", [math.nextafter(0, 1), 0.5, math.nextafter(1, 0)])
+def test_whatever_lies_within_an_open_range_is_taken(value: float) -> None:
+    assert resolve("X", (SHARE,), {"share": value}) == (("share", value),)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, 4097, math.nan, math.inf, "8", True, 10**400])
+def test_a_number_that_is_not_whole_is_refused_where_one_is_needed(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"rank is .*a whole number in \[1, 4096\]\. .* leave it out for 8\."):
+        resolve("X", (RANK,), {"rank": value})
+
+
+def test_a_whole_number_is_taken_in_either_writing() -> None:
+    assert resolve("X", (RANK,), {"rank": 16}) == resolve("X", (RANK,), {"rank": 16.0}) == (("rank", 16.0),)
+
+
+@pytest.mark.parametrize("value", [3, "2", 2.5, None, True, math.nan, [2]])
+def test_a_number_that_is_none_of_the_choices_is_refused_with_them(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"bits is .* Known: 2, 4\. Leave it out for '2'\."):
+        resolve("X", (BITS,), {"bits": value})
+
+
+def test_a_number_among_the_choices_is_written_as_a_float() -> None:
+    ((_, value),) = resolve("X", (BITS,), {"bits": 4})
+    assert value == 4.0 and isinstance(value, float)
+
+
 NAMED = Hyperparameter("within", "", pattern=r"c\d+", optional=True, help="A name.")
 
 
