@@ -93,7 +93,8 @@ def refine(
     """Fits coefficients inside the groups of every configuration of a front, and keeps those that score more.
 
     A configuration is replaced where, with fitted coefficients, it scores more on the validation rows and takes no
-    more. The controls stay as they were. Configurations refined before, and those that merge nothing, are passed over.
+    more. The controls stay as they were. Configurations refined before, those that merge nothing, and those that store
+    differences from shared experts are passed over.
 
     Args:
         run: A run folder whose search has ended; its `front.json` is written anew, and `refinement.json` beside it.

@@ -1,0 +1,159 @@
+"""Experts stored as differences from shared ones: searched, counted, built, loaded in part, and told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_merge.errors import MalformedChainMap, RecipeError
+from hf_merge.merging.task_vectors import measure
+from hf_merge.recipe import Recipe
+from hf_merge.searching.configuration import Configuration
+from hf_merge.serving.model import MergeModel
+from hf_merge.storing.library import Member
+from hf_merge.workflow.build import build
+from hf_merge.workflow.configurations import new_builder, proposals
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.refine import refine
+from hf_merge.workflow.run_folder import read_run
+from hf_merge.workflow.search import search
+from tests.tiny_models import TinyFamily
+from tests.workflow.test_build import require_the_logits_of_the_search
+
+
+Families = Callable[[str], TinyFamily]
+CODECS = ["int8", {"name": "delta", "bits": 4}, "ternary"]
+FEW = {"population": 8, "evaluations": 16, "validation_rows": 20, "initial": "ladder"}
+
+
+def _recipe(family: TinyFamily, **search: object) -> Recipe:
+    merge = {"methods": ["average", "task_arithmetic"], "codecs": CODECS}
+    return Recipe.parse(family.recipe(merge=merge, search={**FEW, **search}), "test")
+
+
+def _residual(point: object) -> bool:
+    return any(codec["name"] in ("delta", "ternary") for codec in getattr(point, "codecs", None) or ())
+
+
+def test_what_a_search_chose_is_built_and_gives_the_same_logits(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
+    front = search(recipe, run, progress=False)
+    chosen = [point for point in front.points if _residual(point)]
+    assert chosen
+    build(run, progress=False)
+    require_the_logits_of_the_search(recipe, front.points, run)
+    for point in chosen:
+        folder = run / "members" / point.id
+        document = json.loads((folder / "chains.json").read_text())
+        shared = {expert["reference"] for expert in document["experts"] if "reference" in expert}
+        assert shared
+        chained = {identifier for chain in document["chains"].values() for identifier in chain}
+        assert not shared & chained
+        heads = sum(head["bytes"] for head in document["heads"].values())
+        stored = sum(expert["bytes"] for expert in document["experts"]) + heads
+        assert stored / (4 * front.parameters) == pytest.approx(point.cost, rel=0.01)
+
+
+def test_one_task_is_loaded_from_its_difference_and_the_shared_expert(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
+    front = search(recipe, run, progress=False)
+    point = next(point for point in front.points if _residual(point))
+    (folder,) = build(run, configs=[point.id], progress=False)
+    task = next(iter(front.tasks))
+    whole, alone = MergeModel.from_pretrained(folder), MergeModel.from_pretrained(folder, tasks=[task])
+    texts = ["a short text", "another one"]
+    first, second = (model.predict(texts, task=task) for model in (whole, alone))
+    assert [each.label for each in first] == [each.label for each in second]
+    member = Member(folder, [task])
+    assert {entry.id for entry in member.experts} == member.chain_map.experts_of([task])
+
+
+def test_a_difference_is_taken_from_the_shared_expert_as_decoded(tiny_family: Families) -> None:
+    with open_project(_recipe(tiny_family("distilbert"))) as project:
+        builder, space = new_builder(project), project.space()
+        wanted = space.all_separate(codec=1)
+        for key in builder.keys(wanted):
+            if key.reference is None:
+                assert key.members == builder.tasks
+                continue
+            shared, decoded, expert = builder.decoded(key.reference), builder.decoded(key), builder.expert(key)
+            for name, weight in decoded.items():
+                own = project.family.tasks[key.members[0]].read(name).view(weight.shape)
+                if expert.tensors[name].dtype != torch.uint8:
+                    assert torch.equal(weight, own)
+                    continue
+                step = expert.tensors[f"{name}.scale"].view(-1, *[1] * (weight.ndim - 1))
+                difference = own - shared[name]
+                assert (own - weight).abs().le(0.5001 * step + difference.abs() * 1e-3).float().mean() > 0.9
+                assert (own - weight).square().sum() < 0.1 * difference.square().sum()
+
+
+def test_a_shared_expert_is_counted_once(tiny_family: Families) -> None:
+    with open_project(_recipe(tiny_family("distilbert"))) as project:
+        builder, space = new_builder(project), project.space()
+        keys = builder.keys(space.all_separate(codec=2))
+        shared = [key for key in keys if key.reference is None]
+        assert len(shared) == len(space.components)
+        assert len(keys) == len(space.components) * (1 + len(space.tasks))
+        assert {key.reference for key in keys if key.reference is not None} == set(shared)
+        before = builder.cost(space.all_separate(codec=2))
+        for key in keys:
+            builder.expert(key)
+        assert builder.cost(space.all_separate(codec=2)) == pytest.approx(before, rel=1e-12)
+
+
+def test_the_proposals_lead_from_the_closest_to_the_shared_experts(tiny_family: Families) -> None:
+    with open_project(_recipe(tiny_family("distilbert"))) as project:
+        family, builder = project.family, new_builder(project)
+        geometry = measure(project.components, family.shapes, family.origin, family.tasks)
+        proposed = proposals(project, builder, geometry, progress=False)
+        costs = [builder.cost(configuration) for configuration in proposed]
+        assert costs == sorted(costs, reverse=True)
+        assert proposed[-1] == project.space().all_merged()
+        assert isinstance(proposed[0], Configuration)
+
+
+def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
+    recipe = _recipe(tiny_family("distilbert"))
+    whole = search(recipe, tmp_path / "whole", progress=False)
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    for name in ("recipe.yaml",):
+        (tmp_path / "cut" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    (tmp_path / "cut" / "journal.jsonl").write_bytes(b"".join(lines[:-5]))
+    assert search(recipe, tmp_path / "cut", resume=True, progress=False) == whole
+
+
+def test_refining_passes_differences_over(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
+    search(recipe, run, progress=False)
+    front = read_run(run)[0]
+    refined = refine(run, settings={"rows": 4, "epochs": 1}, progress=False)
+    notes = {point.id: point.note for point in refined.points}
+    assert all(notes[point.id] == "stores differences" for point in front.points if _residual(point))
+
+
+def test_the_first_codec_must_be_able_to_stand_alone(tiny_family: Families) -> None:
+    document = tiny_family("distilbert").recipe(merge={"codecs": ["ternary", "int8"]})
+    message = (
+        r"merge\.codecs begins with 'ternary', which stores differences .* Put one of these before it: full, int4"
+    )
+    with pytest.raises(RecipeError, match=message), open_project(Recipe.parse(document, "test")):
+        pass
+
+
+def test_a_codec_that_does_not_fit_its_reference_is_refused(tiny_family: Families, tmp_path: Path) -> None:
+    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
+    front = search(recipe, run, progress=False)
+    point = next(point for point in front.points if _residual(point))
+    (folder,) = build(run, configs=[point.id], progress=False)
+    document = json.loads((folder / "chains.json").read_text())
+    expert = next(expert for expert in document["experts"] if "reference" in expert)
+    expert["codec"], expert["codec_settings"] = "full", {}
+    (folder / "chains.json").write_text(json.dumps(document))
+    member = Member(folder)
+    entry = next(entry for entry in member.chain_map.experts if entry.id == expert["id"])
+    with pytest.raises(MalformedChainMap, match=r"of codec 'full' is said to be a difference from"):
+        member.expert(entry)
