@@ -96,7 +96,8 @@ def with_choices(
     if space.codecs > 1 and not space.merged:
         alone += [space.all_separate(codec) for codec in range(space.codecs)]
     alone += [space.all_merged(method) for method in range(1, space.methods)]
-    chosen = dict.fromkeys(alone if space.merged else alone[: max(1, size // 2)])
+    uniform = list(dict.fromkeys(alone))  # of codecs that store differences one group is the same
+    chosen = dict.fromkeys(uniform if space.merged else uniform[: max(1, size // 2)])
     chosen |= dict.fromkeys(proposed)
     size = max(size, len(chosen))
     for configuration in drawn if not space.merged else ():
