@@ -22,7 +22,7 @@ from hf_merge.storing.chain_entries import (
 from hf_merge.storing.limits import LIMITS
 
 
-_QUANTISED_PARTS = (".scale", ".zero_point", ".shape")  # of all codecs
+_QUANTISED_PARTS = (".scale", ".zero_point", ".shape", ".right", ".rows")  # of all codecs
 
 
 def check(chain_map: ChainMap) -> None:
