@@ -41,14 +41,16 @@ AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
     {"name": "tsv", "scale": 1.0},
 )
 # What preset `frontier` chooses among where a recipe names no methods or no codecs. The first method is the plain
-# mean: of all merged models it is the one that the fine-tunes differ least from.
+# mean: of all merged models it is the one that the fine-tunes differ least from. Shared experts have a scale for each
+# row: what one scale for a whole matrix rounds off is more than what fine-tuning changed, and would be stored again in
+# every difference.
 FRONTIER_METHODS: tuple[str | dict[str, Any], ...] = (
     "average",
     {"name": "tsv", "scale": 1.0},
     {"name": "task_arithmetic", "scale": 0.4},
 )
 FRONTIER_CODECS: tuple[str | dict[str, Any], ...] = (
-    "int8",
+    {"name": "int8", "unit": "row"},
     {"name": "delta", "bits": 4},
     {"name": "delta", "bits": 2},
     "ternary",
