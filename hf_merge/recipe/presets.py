@@ -55,8 +55,9 @@ FRONTIER_CODECS: tuple[str | dict[str, Any], ...] = (
     {"name": "delta", "bits": 2},
     "ternary",
     "sign",
-    {"name": "rows", "density": 0.1},
     {"name": "lowrank", "rank": 16},
+    {"name": "lowrank", "rank": 8},
+    {"name": "rows", "density": 0.05},
 )
 # What `merge` says by preset where the recipe leaves it out.
 MERGE_PRESETS: dict[str, dict[str, tuple[str | dict[str, Any], ...]]] = {
