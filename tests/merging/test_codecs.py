@@ -19,11 +19,11 @@ from hf_merge.merging.settings import Settings
 
 
 Given = Mapping[str, object]
-CODECS = {"delta", "full", "int4", "int8", "sign", "ternary"}
+CODECS = {"delta", "full", "int4", "int8", "lowrank", "rows", "sign", "ternary"}
 # The share of the squared norm of normally distributed weights that may be lost: of many, and of a few.
 LOST = {
     "delta": (0.13, 0.6), "full": (0, 0), "int4": (0.013, 0.05), "int8": (2e-4, 2e-4),
-    "sign": (0.37, 0.8), "ternary": (0.2, 0.7),
+    "lowrank": (0.97, 0.01), "rows": (0.92, 0.98), "sign": (0.37, 0.8), "ternary": (0.2, 0.7),
 }  # fmt: skip
 NAME = "encoder.layer.0.attention.self.query.weight"
 SHAPES = [(), (0,), (5,), (1, 7), (7, 1), (2, 2), (3, 4), (0, 4), (4, 0), (6, 2), (3, 2, 5, 5), (300, 700)]
