@@ -4,9 +4,9 @@ A matrix M (rows, and whatever follows the first axis, flattened) becomes `sum_k
 b_k and rows a_k of whole numbers from -127 to 127, and a scale s_k. A matrix with fewer rows or columns than `rank`
 has as many k as it has of these.
 
-The rows are the right singular vectors v_k of the largest singular values sigma_k, from the eigenvectors of the smaller
-Gram matrix in float64, each rounded in steps u_k of its own; below 1e-5 of the largest a singular value counts as none.
-The columns are fitted by least squares to the rows as rounded, and rounded in turn: what the first rounding lost is
+The rows are the right singular vectors v_k of the largest singular values sigma_k, from the eigenvectors of the
+smaller Gram matrix in float64, each rounded in steps u_k of its own; below 1e-5 of the largest, a singular value counts
+as none. The columns are fitted by least squares to the rows as rounded, and rounded in turn: what the first rounding lost is
 made up for as far as they can. So the Frobenius norm of the error is at most
 
     norm(M - M_rank)  +  sqrt(columns) / 2 * sum_k sigma_k u_k  +  sqrt(rows) / 2 * sum_k s_k norm(a_k)
@@ -14,9 +14,9 @@ made up for as far as they can. So the Frobenius norm of the error is at most
 that of the exact projection, and what the two roundings can add (where the product itself comes near the largest
 float32, the scales are lowered until it fits).
 
-Decoding multiplies matrices and still gives the same bits everywhere: the scales are whole multiples, up to 2^24, of a
-power of two, so all products and partial sums are exact in float64, in any order. Encoding gives the same bytes for the
-same input on one machine; another may turn the vectors of equal singular values otherwise.
+Decoding multiplies matrices and still gives the same bits everywhere: the scales are whole multiples, up to 2^24, of
+a power of two, so all products and partial sums are exact in float64, in any order. Encoding gives the same bytes for
+the same input on one machine; another may turn the vectors of equal singular values otherwise.
 
 On disk b is `name`, uint8 [rows, k], and a is `name.right`, uint8 [k, columns], each number plus 128. `name.shape`
 holds the tensor's own shape.
@@ -45,6 +45,7 @@ _PARTS = (".scale", ".right", ".shape")
 _OFFSET, _HIGHEST = 128, 127
 _MOST_RANK = 4096  # 127 * 127 * 2^24 * 4096 is below 2^53: sums of so many products are exact
 _DIGITS = 24  # of a float32
+_SMALLEST_EXPONENT = -149  # of a float32
 _PRESENT = 1e-5  # of the largest singular value: the Gram matrix says little about what is smaller
 _BLOCK = 1 << 15  # weights that are decoded at once: their float64 copies stay in the cache
 _ROWS = 4096  # rows that are taken to float64 at once
@@ -130,10 +131,10 @@ def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     if int(left.numpy().min()) == 0 or int(right.numpy().min()) == 0:
         return "holds a byte of 0, where the smallest number is 1"
     why = scale_fault(scale, 1) or scale_fault(scale.double().sum(), _HIGHEST**2)
-    multiples = scale.numpy() / _unit(scale.double().numpy())
-    return why or (
-        None if bool((multiples % 1 == 0).all()) else "has scales that are no multiples of one power of two"
-    )
+    if why is not None:
+        return why
+    multiples = scale.double().numpy() / _unit(scale.double().numpy())
+    return None if bool((multiples % 1 == 0).all()) else "has scales that are no multiples of one power of two"
 
 
 def _rank(shape: Shape, settings: Settings) -> int:
@@ -161,7 +162,7 @@ def _right_vectors(matrix: Floats, rank: int) -> Doubles:
 
 
 def _rounded(rows: Doubles) -> tuple[Doubles, Doubles]:
-    """Returns whole numbers of -127 to 127 [k, n] and scales [k], whole multiples of one power of two, for some rows."""
+    """Returns whole numbers of -127 to 127 [k, n], and scales [k] that are multiples of one power of two."""
     wanted = np.abs(rows).max(axis=1) / _HIGHEST
     unit = _unit(wanted)
     scale = np.ceil(wanted / unit) * unit
@@ -169,8 +170,9 @@ def _rounded(rows: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def _unit(scale: Doubles) -> float:
-    """Returns the power of two that scales are whole multiples of: the last digit of the largest of them in float32."""
-    return float(2.0 ** max(int(np.frexp(scale.max())[1]) - _DIGITS, -149))
+    """Returns the power of two that scales are whole multiples of: 2^24 times it, at most, is the largest of them."""
+    fraction, exponent = np.frexp(scale.max())
+    return float(2.0 ** max(int(exponent) - int(fraction == 0.5) - _DIGITS, _SMALLEST_EXPONENT))
 
 
 def _lowered(scale: Doubles) -> Doubles:

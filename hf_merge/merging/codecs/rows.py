@@ -95,9 +95,7 @@ def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     if columns_of(shape) < FEWEST_COLUMNS:
         return f"of shape {list(shape)} is quantised, where {FEWEST_COLUMNS} columns are needed"
     if (moved.dtype, moved.ndim) != (torch.int32, 1) or not 0 < len(moved) <= shape[0]:
-        return (
-            f"of shape {list(shape)} has rows of {moved.dtype} and shape {list(moved.shape)}, not int32 for some rows"
-        )
+        return f"of shape {list(shape)} has rows of shape {list(moved.shape)} and {moved.dtype}, not int32"
     if not bool((moved[1:] > moved[:-1]).all()) or int(moved[0]) < 0 or int(moved[-1]) >= shape[0]:
         return f"has rows whose numbers do not rise from 0 or more to {shape[0] - 1} or less"
     return LAYOUTS[bits_of(tensors[name], shape)].misfit(name, tensors, len(moved))
