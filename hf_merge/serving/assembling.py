@@ -6,7 +6,7 @@ Every file is checked against its digest before use, and no code, pickle or path
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any, cast, overload
 
@@ -19,6 +19,8 @@ from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.modeling.language import SpecialTokens, task_model
+from hf_merge.modeling.on_use import set_on_use
+from hf_merge.serving.packing import PackedExperts
 from hf_merge.serving.recombine import Recombiner
 from hf_merge.serving.router import Router
 from hf_merge.serving.router_file import load_router
@@ -40,9 +42,10 @@ class Assembler:
         heads: What each task's head answers, by task.
         tokens: What texts are padded and end with, for models whose configuration does not say.
         config: The base's configuration.
+        packed: The experts as they are stored, where models decode what they use; None where experts are decoded.
     """
 
-    def __init__(self, member: Member, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, member: Member, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> None:
         """Checks the small files that the tasks need and reads the configuration; `checking` checks the large ones.
 
         Raises:
@@ -54,6 +57,7 @@ class Assembler:
         if not (chain_map.heads or chain_map.wordings):
             raise MalformedChainMap(f"{member.source}: no task has a head, so nothing says what it answers.")
         self._member, self._device, self._dtype = member, device, dtype
+        self.packed = PackedExperts(member, device, dtype) if packed else None
         for name in member.files:
             if not _holds_weights(name):
                 member.check(name)
@@ -112,14 +116,24 @@ class Assembler:
         """
         member, model = self._member, self.skeleton(task)
         model.set_head(self._placed(member.head(task)))
-        entries = {entry.id: entry for entry in member.experts}
-        for identifier in member.chain_map.chains[task]:
-            if identifier not in decoded:
-                decoded[identifier] = self._placed(member.expert(entries[identifier]))
-            model.set_backbone(decoded[identifier], self._trunk)
+        if self.packed is not None:
+            model.move_buffers(self._device)
+            self._set_packed(model, task, self.packed)
+        else:
+            entries = {entry.id: entry for entry in member.experts}
+            for identifier in member.chain_map.chains[task]:
+                if identifier not in decoded:
+                    decoded[identifier] = self._placed(member.expert(entries[identifier]))
+                model.set_backbone(decoded[identifier], self._trunk)
         model.require_complete()
         model.move_buffers(self._device)
         return model
+
+    def _set_packed(self, model: TaskModel, task: str, packed: PackedExperts) -> None:
+        """Has a task's model decode the tensors of its chain when it uses them."""
+        chain_map = self._member.chain_map
+        for component, identifier in zip(chain_map.components, chain_map.chains[task], strict=True):
+            set_on_use(model, component.tensors, self._trunk, self._dtype, partial(packed.tensor, identifier))
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import Generation, MergeOutput, Prediction
 from hf_merge.serving.asking import count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
+from hf_merge.serving.packing import chosen_memory
 from hf_merge.serving.reading import InputReader
 from hf_merge.serving.saving import SavedMember
 from hf_merge.serving.selection import open_member
@@ -51,17 +52,24 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         chain_map: Everything `chains.json` says, of tasks that were not loaded too.
         device: Where it runs.
         dtype: What it computes in.
+        memory: `dense`, where experts are decoded once, or `packed`, where they stay as they are stored.
     """
 
     def __init__(
-        self, member: Member, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        member: Member,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        memory: str = "auto",
     ) -> None:
         """Loads what the tasks of an opened member need; use `from_pretrained`."""
         self._member, self.chain_map = member, member.chain_map
         self.tasks, self.cost = member.tasks, self.chain_map.cost
         self.device = torch.device(device or "cpu")
         self.dtype = dtype or _DTYPES[self.chain_map.dtype]
-        self._parts = Assembler(member, self.device, self.dtype)
+        self.memory = chosen_memory(memory, member, self.device, self.dtype)
+        self._parts = Assembler(member, self.device, self.dtype, packed=self.memory == "packed")
         with self._parts.checking():
             self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
         self._parts.tokens = self._reader.tokens
@@ -84,6 +92,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         local_files_only: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        memory: str = "auto",
     ) -> Self:
         """Returns the best configuration within a budget.
 
@@ -100,18 +109,21 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
             local_files_only: Use the cache only.
             device: Where to run; the processor by default.
             dtype: What to compute in; by default what the search computed in, which gives the very same outputs.
+            memory: `dense` decodes each expert once, when a task that uses it is first asked: the fastest. `packed`
+                keeps experts as they are stored, about C of memory, and decodes each tensor when it is used. `auto`
+                packs where all chains decoded would take more than half of the free memory. The outputs are the same.
 
         Raises:
             BudgetTooSmall: No configuration fits; the message names the cheapest.
             BudgetError: The budget is no storage size.
-            InputError: A task is unknown or named twice.
+            InputError: A task is unknown or named twice, or there is no such `memory`.
             CheckpointDamaged: The folder or repo is neither member nor family; the message says what loads it.
             UntrustedContentError: A file is missing, damaged or breaks the format.
             HubError: The Hub does not have it, refuses it or cannot be reached.
         """
         access = hub.Access(token, cache_dir, local_files_only)
         member = open_member(pretrained_model_name_or_path, budget, revision=revision, tasks=tasks, access=access)
-        return cls(member, device=device, dtype=dtype)
+        return cls(member, device=device, dtype=dtype, memory=memory)
 
     @torch.inference_mode()
     def __call__(self, task: str | Sequence[str] | None = None, **inputs: Tensor) -> MergeOutput:

@@ -5,6 +5,7 @@ codec can have written. How a member is written: `member_writing`. See docs/form
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -20,9 +21,24 @@ from hf_merge.storing.tensors import SafetensorsFile
 from hf_merge.version import VERSION
 
 
-__all__ = ["MAP_FILE", "Member", "bytes_of", "head_prefix"]
+__all__ = ["MAP_FILE", "EncodedExpert", "Member", "bytes_of", "head_prefix"]
 
 _HEAD_CODEC = "full"
+
+
+@dataclass(frozen=True)
+class EncodedExpert:
+    """An expert as it is stored, in memory.
+
+    Attributes:
+        codec: How it is stored.
+        tensors: By the name of each tensor of its component what is stored of it, by stored name.
+        reference: The id of the shared expert whose differences it holds; None where it stands alone.
+    """
+
+    codec: CodecSpec
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    reference: str | None
 
 
 class Member:
@@ -104,8 +120,22 @@ class Member:
             DigestMismatch: The shard is not the one that the map was written for.
             MalformedChainMap: The shard does not hold the expert that the map describes.
         """
-        names = next(item.tensors for item in self.chain_map.components if item.name == entry.component)
-        return dict(self._decoded(entry, names))
+        return dict(self._decoded(entry, self._names(entry)))
+
+    def encoded(self, entry: ExpertEntry) -> EncodedExpert:
+        """Returns an expert as it is stored, read and checked.
+
+        Raises:
+            DigestMismatch: The shard is not the one that the map was written for.
+            MalformedChainMap: The shard does not hold the expert that the map describes.
+        """
+        codec = self._codec(entry)
+        stored = self._stored(entry, entry.id, self._names(entry), codec.name)
+        return EncodedExpert(codec, dict(stored), entry.reference)
+
+    def _names(self, entry: ExpertEntry) -> tuple[str, ...]:
+        """Returns the tensors of an expert's component."""
+        return next(item.tensors for item in self.chain_map.components if item.name == entry.component)
 
     def head(self, task: str) -> dict[str, Tensor]:
         """Returns a task's head, float32, by the names of its own checkpoint; nothing where tasks share it.

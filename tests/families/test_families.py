@@ -63,7 +63,7 @@ def test_a_chain_answers_as_the_model_put_together_by_hand(
     assert front.points
     members = list(build(run, progress=False))
     for member in {members[0], members[-1]}:
-        model = MergeModel.from_pretrained(member)
+        model, packed = (MergeModel.from_pretrained(member, memory=memory) for memory in ("dense", "packed"))
         for task in TASKS:
             inputs = batch_of(family, task)
             by_hand = chain_model(family, member, task, tmp_path / f"{member.name}-{task}")
@@ -71,6 +71,7 @@ def test_a_chain_answers_as_the_model_put_together_by_hand(
                 expected = by_hand(**inputs).logits
             found = model(task=task, **inputs).logits[:, : expected.shape[1]]
             assert expected.std() > 0
+            assert torch.equal(packed(task=task, **inputs).logits[:, : expected.shape[1]], found)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
             with torch.inference_mode():
                 ordinary = model.materialize(task)(**inputs).logits
