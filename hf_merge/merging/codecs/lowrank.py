@@ -5,9 +5,9 @@ b_k and rows a_k of whole numbers from -127 to 127, and a scale s_k. A matrix wi
 has as many k as it has of these.
 
 The rows are the right singular vectors v_k of the largest singular values sigma_k, from the eigenvectors of the
-smaller Gram matrix in float64, each rounded in steps u_k of its own; below 1e-5 of the largest, a singular value counts
-as none. The columns are fitted by least squares to the rows as rounded, and rounded in turn: what the first rounding lost is
-made up for as far as they can. So the Frobenius norm of the error is at most
+smaller Gram matrix in float64, each rounded in steps u_k of its own; below 1e-5 of the largest, a singular value
+counts as none. The columns are fitted by least squares to the rows as rounded, and rounded in turn: what the first
+rounding lost is made up for as far as they can. So the Frobenius norm of the error is at most
 
     norm(M - M_rank)  +  sqrt(columns) / 2 * sum_k sigma_k u_k  +  sqrt(rows) / 2 * sum_k s_k norm(a_k)
 
