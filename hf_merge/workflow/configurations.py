@@ -24,9 +24,7 @@ from hf_merge.workflow.run_folder import GATHERED_FOLDER
 def new_builder(
     project: Project, run: Path | None = None, front: Front | None = None, *, progress: bool = False
 ) -> ExpertBuilder:
-    """Returns a builder for a project; it keeps encoded experts up to half the bytes of a full-precision base.
-
-    Of fewer than four tasks it keeps less, for what a search may hold grows with their number.
+    """Returns a builder for a project, which keeps encoded experts up to `kept_bytes`.
 
     Args:
         project: The opened recipe.
@@ -34,7 +32,6 @@ def new_builder(
         front: A front whose configurations are to be built; the methods that they name join the recipe's.
         progress: Show progress on stderr while that is gathered.
     """
-    limit = min(4, len(project.family.tasks)) * project.family.parameters // 2
     points = () if front is None else (*front.points, *front.controls.values())
     named = [methods_of(point) for point in points]
     specs = tuple(dict.fromkeys([*project.methods, *(spec for part in named for spec in part)]))
@@ -49,7 +46,20 @@ def new_builder(
     }
     known = GatheredOnce(project, (run or Path()) / GATHERED_FOLDER, within=within, progress=progress)
     stored = tuple(dict.fromkeys([*project.codecs, *(codec for point in points for codec in codecs_of(point))]))
+    limit = kept_bytes(project)
     return ExpertBuilder(project.family, project.components, specs, stored, limit_bytes=limit, gathered=known)
+
+
+def kept_bytes(project: Project) -> int:
+    """Returns how many bytes of encoded experts a search keeps: half of a full-precision base.
+
+    Of fewer than four tasks it is less, for what a search may hold grows with their number. Where differences are
+    stored it is two bases: a task's own experts then come in many codecs, are small, and take long to encode.
+    """
+    family = project.family
+    if project.space().residual:
+        return 8 * family.parameters
+    return min(4, len(family.tasks)) * family.parameters // 2
 
 
 def proposals(project: Project, builder: ExpertBuilder, geometry: Geometry, *, progress: bool) -> list[Configuration]:

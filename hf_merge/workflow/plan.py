@@ -14,6 +14,7 @@ from hf_merge.merging.cost import bytes_of, configuration_cost
 from hf_merge.merging.grouping import Grouping
 from hf_merge.recipe import Recipe
 from hf_merge.storing import hub
+from hf_merge.workflow.configurations import kept_bytes
 from hf_merge.workflow.project import Project, open_project
 
 
@@ -138,13 +139,14 @@ def _cost(project: Project, grouping: Grouping) -> float:
 
 
 def _memory(project: Project) -> int:
-    """Returns the peak: one assembled model, as much in encoded experts, and one component's base and accumulators."""
+    """Returns the peak: one assembled model, encoded experts, and one component's base and accumulators."""
     largest = max(
         sum(prod(project.family.shapes[name]) for name in component.tensors) for component in project.components
     )
     task_vectors = len(project.family.tasks) * max(map(prod, project.family.shapes.values()))
     working = max(6 * largest, task_vectors + largest)
-    return _IMPORTS_BYTES + 4 * (2 * project.family.parameters + working)
+    experts = max(4 * project.family.parameters, kept_bytes(project))
+    return _IMPORTS_BYTES + 4 * (project.family.parameters + working) + experts
 
 
 def _forward_seconds(project: Project, positions: int) -> float:
