@@ -38,24 +38,29 @@ def best_grid(
     smallest: float = 0.0,
     largest: float = np.inf,
 ) -> tuple[Doubles, Doubles]:
-    """Returns for each row the levels t [rows, columns] and the scale s [rows] for which `s * t` comes closest.
+    """Returns for each row the step [rows, 1] of the best grid, and the scale s [rows], a float32, that goes with it.
+
+    Best is the grid on whose levels t, those nearest to the weights in steps, `s * t` comes closest to the weights; of
+    equally good ones the earlier.
 
     Args:
         exact: The weights, [rows, columns].
         steps: The grids to try: the step of each row, above 0, [rows, 1].
-        nearest: Returns the level nearest to each weight in steps; overwrites what it is given.
+        nearest: Puts the nearest levels in place of weights in steps, and returns them.
         smallest: The smallest scale to be given.
         largest: The largest.
     """
-    best, scales, errors = np.zeros(exact.shape), np.ones(len(exact)), np.full(len(exact), np.inf)
+    chosen, scales, errors = np.ones((len(exact), 1)), np.ones(len(exact)), np.full(len(exact), np.inf)
+    levels, products = np.empty_like(exact), np.empty_like(exact)
     for step in steps:
-        levels = nearest(exact / step)
-        squares = (levels * levels).sum(axis=1)
-        fitted = np.divide((exact * levels).sum(axis=1), squares, out=np.ones(len(exact)), where=squares > 0)
+        nearest(np.divide(exact, step, out=levels))
+        squares = np.einsum("ij,ij->i", levels, levels)
+        crossed = np.multiply(exact, levels, out=products).sum(axis=1)
+        fitted = np.divide(crossed, squares, out=np.ones(len(exact)), where=squares > 0)
         scale = np.clip(fitted, smallest, largest).astype(np.float32).astype(np.float64)
-        error = exact - levels * scale[:, None]
-        error *= error
-        summed = error.sum(axis=1)
-        better = summed < errors
-        best[better], scales[better], errors[better] = levels[better], scale[better], summed[better]
-    return best, scales
+        levels *= scale[:, None]
+        np.subtract(exact, levels, out=products)
+        error = np.square(products, out=products).sum(axis=1)
+        better = error < errors
+        chosen[better], scales[better], errors[better] = step[better], scale[better], error[better]
+    return chosen, scales

@@ -49,8 +49,8 @@ def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
     exact = rows.astype(np.float64)
     largest = np.abs(exact).max(axis=1, keepdims=True)
     steps = (np.maximum(largest * clip / _HIGH, _SMALLEST_SCALE) for clip in _CLIPS)
-    numbers, scales = best_grid(exact, steps, _nearest, smallest=_SMALLEST_SCALE)
-    return (numbers - _LOW).astype(np.uint8), scales.astype(np.float32)
+    step, scales = best_grid(exact, steps, _nearest, smallest=_SMALLEST_SCALE)
+    return (_nearest(exact / step) - _LOW).astype(np.uint8), scales.astype(np.float32)
 
 
 def _nearest(ratio: Doubles) -> Doubles:

@@ -47,7 +47,7 @@ def _fitted(rows: Floats, kept: int) -> tuple[Bytes, Floats]:
     magnitudes = np.abs(rows)
     chosen = _largest(magnitudes, kept)
     digits = chosen.view(np.uint8) << (rows < 0).view(np.uint8)  # 1 where it is positive, 2 where it is negative
-    magnitudes[~chosen] = 0
+    magnitudes *= chosen
     return digits, mean_magnitudes(magnitudes, np.count_nonzero(chosen, axis=1))
 
 
