@@ -16,7 +16,7 @@ validation rows, in the box from the base's P to 1 and from C = 0.25 to 1.1 time
 linear and on a logarithmic axis of C.
 
 With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched again
-(delete it when checkpoints or data have changed). FILE.md lies beside FILE.json. A recipe of the text suite comes from
+(delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text suite comes from
 `examples/text_suite.py --data DATA`.
 """
 
@@ -45,6 +45,7 @@ from hf_merge.searching.evaluation import Evaluator
 from hf_merge.searching.pareto import Reference, hypervolume
 from hf_merge.searching.search import normalised_performance
 from hf_merge.storing import front as fronts
+from hf_merge.storing.canvas import FAINT, INK, PAPER, SMALL, new_figure, png
 from hf_merge.storing.durable import Journal, write_atomic
 from hf_merge.storing.front import Front
 from hf_merge.storing.markdown import table
@@ -60,6 +61,10 @@ BUDGETS = (0.26, 0.30, 0.35, 0.50, 0.75, 1.0)
 VARIANTS = ("frontier", "paper", "fast", "random", "ladder")
 _KEPT = ("validation_rows", "batch_size", "max_length", "dtype")
 _LEAST_COST = 0.25
+_LOOKS = (("#1d4ed8", "o"), ("#b4490a", "s"), ("#047857", "^"), ("#7c3aed", "v"), ("#6b7280", "D"))
+_TICKS = (0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
+# All in points, 1/72 inch.
+_WIDTH, _HEIGHT, _LEFT, _BELOW, _MARGIN = 420.0, 280.0, 48.0, 36.0, 60.0
 Row = dict[str, Any]
 
 
@@ -87,6 +92,7 @@ def main() -> None:
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")
     text = as_markdown(found)
     chosen.out.with_suffix(".md").write_text(text)
+    chosen.out.with_suffix(".png").write_bytes(plot(rows))
     print(text, end="")
 
 
@@ -238,6 +244,32 @@ def _budget(runs: Sequence[Row], key: str) -> str:
     if not within:
         return "nothing"
     return f"{told([each['test'] for each in within], 3)}, {mean(100 * each['normalised'] for each in within):.1f} %"
+
+
+def plot(runs: Sequence[Row]) -> bytes:
+    """Returns the chosen configurations of all seeds on test rows as PNG bytes, C on a logarithmic axis."""
+    figure = new_figure(_WIDTH, _HEIGHT)
+    axes = figure.add_axes(
+        (_LEFT / _WIDTH, _BELOW / _HEIGHT, 1 - _MARGIN / _WIDTH, 1 - _MARGIN / _HEIGHT), facecolor=PAPER
+    )
+    for variant, (color, marker) in zip(dict.fromkeys(run["variant"] for run in runs), _LOOKS, strict=False):
+        own = [entry for run in runs if run["variant"] == variant for entry in run["chosen"].values() if entry]
+        points = sorted({(entry["cost"], 100 * entry["normalised"]) for entry in own})
+        axes.scatter(
+            *zip(*points, strict=True), s=14, color=color, marker=marker, alpha=0.8, linewidths=0, label=variant
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+    axes.minorticks_off()
+    axes.axhline(100, color=FAINT, linewidth=0.8)
+    axes.set_xlabel("C, in full-precision models", color=INK, fontsize=SMALL)
+    axes.set_ylabel("% of the fine-tunes, test rows", color=INK, fontsize=SMALL)
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL, labelcolor=INK)
+    axes.tick_params(colors=INK, labelsize=SMALL)
+    axes.grid(color=FAINT, linewidth=0.4, alpha=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return png(figure)
 
 
 def told(values: Sequence[float], digits: int) -> str:
