@@ -127,8 +127,8 @@ def table(machine: str, found: list[dict[str, object]]) -> str:
         "",
         f"{machine}, one thread. GB of float32 weights per second of processor time, the best of",
         "several rounds (other programs ran beside), on matrices of Gaussian noise. `full` hands out what is stored.",
-        "Noise is the hardest there is for most codecs; of `lowrank` and `rows` it says nothing but their speed, as it",
-        "has no rank and no rows that stand out.",
+        "Noise is the hardest there is for most codecs; of `lowrank` and `rows` it says nothing but their speed, as",
+        "it has no rank and no rows that stand out.",
     ]
     for each in found:
         lines += [
