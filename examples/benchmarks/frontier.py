@@ -16,8 +16,8 @@ validation rows, in the box from the base's P to 1 and from C = 0.25 to 1.1 time
 linear and on a logarithmic axis of C.
 
 With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched again
-(delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text suite comes from
-`examples/text_suite.py --data DATA`.
+(delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text suite
+comes from `examples/text_suite.py --data DATA`.
 """
 
 import argparse
@@ -254,10 +254,8 @@ def plot(runs: Sequence[Row]) -> bytes:
     )
     for variant, (color, marker) in zip(dict.fromkeys(run["variant"] for run in runs), _LOOKS, strict=False):
         own = [entry for run in runs if run["variant"] == variant for entry in run["chosen"].values() if entry]
-        points = sorted({(entry["cost"], 100 * entry["normalised"]) for entry in own})
-        axes.scatter(
-            *zip(*points, strict=True), s=14, color=color, marker=marker, alpha=0.8, linewidths=0, label=variant
-        )
+        costs, kept = [entry["cost"] for entry in own], [100 * entry["normalised"] for entry in own]
+        axes.plot(costs, kept, linestyle="", marker=marker, markersize=4, color=color, alpha=0.8, label=variant)
     axes.set_xscale("log")
     axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
     axes.minorticks_off()
