@@ -16,8 +16,8 @@ validation rows, in the box from the base's P to 1 and from C = 0.25 to 1.1 time
 linear and on a logarithmic axis of C.
 
 With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched again
-(delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text suite
-comes from `examples/text_suite.py --data DATA`.
+(delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text
+suite comes from `examples/text_suite.py --data DATA`.
 """
 
 import argparse
