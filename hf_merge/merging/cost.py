@@ -49,6 +49,7 @@ def configuration_cost(
     *,
     parameters: int,
     head_parameters: int = 0,
+    shared: CodecSpec | None = None,
 ) -> float:
     """Returns the cost C of a configuration in which every tensor that the codec can store passes the criterion.
 
@@ -59,11 +60,15 @@ def configuration_cost(
         codec: How every expert is stored.
         parameters: d, the parameters of the base backbone as saved.
         head_parameters: Parameters of all heads trained per task together.
+        shared: How the shared expert of every component is stored, where `codec` stores differences from it; a
+            component of one group is that expert alone.
     """
-    stored = sum(
-        len(groups(partition)) * stored_parameters({name: shapes[name] for name in component.tensors}, codec)
-        for component, partition in zip(components, grouping, strict=True)
-    )
+    stored = 0.0
+    for component, partition in zip(components, grouping, strict=True):
+        own, count = {name: shapes[name] for name in component.tensors}, len(groups(partition))
+        alone = shared is not None and count == 1
+        stored += 0.0 if alone else count * stored_parameters(own, codec)
+        stored += 0.0 if shared is None else stored_parameters(own, shared)
     return normalised(stored + head_parameters, parameters)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_merge.merging import codecs
+from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import unplaced
 from hf_merge.merging.cost import bytes_of, configuration_cost
 from hf_merge.merging.grouping import Grouping
@@ -52,6 +54,9 @@ class Plan:
         unplaced: Backbone tensors whose role the rule cannot tell; they make components called `other`.
         cost_all_merged: C of one expert per component, if every tensor passes the range criterion.
         cost_all_separate: C of one expert per component and task.
+        cost_by_codec: The same stored by each codec of the recipe, shared experts counted in where it stores
+            differences; pairs of codec and C.
+        saved_bits: Bits in which most of the base's weights are saved.
         member_bytes: What the cheapest and the dearest configuration take on disk.
         memory_bytes: Peak memory: imports, one assembled model, experts kept, one component in work.
         forward_seconds: The time of the forward passes, estimated from a timed matrix product on this machine.
@@ -70,6 +75,8 @@ class Plan:
     unplaced: tuple[str, ...]
     cost_all_merged: float
     cost_all_separate: float
+    cost_by_codec: tuple[tuple[Mapping[str, Any], float], ...]
+    saved_bits: int
     member_bytes: tuple[int, int]
     memory_bytes: int
     forward_seconds: float
@@ -96,7 +103,8 @@ def _plan(project: Project) -> Plan:
     family, recipe = project.family, project.recipe
     placed = project.places()
     space = project.space()
-    merged, separate = (_cost(project, extreme.grouping) for extreme in (space.all_merged(), space.all_separate()))
+    apart = space.all_separate().grouping
+    merged, separate = (_cost(project, grouping, project.codec) for grouping in (space.all_merged().grouping, apart))
     positions = recipe.search.max_length or _POSITIONS.get(project.kind, _TOKENS)
     return Plan(
         base=family.base.source,
@@ -119,6 +127,8 @@ def _plan(project: Project) -> Plan:
         unplaced=unplaced(placed),
         cost_all_merged=merged,
         cost_all_separate=separate,
+        cost_by_codec=tuple((codec.as_json(), _cost(project, apart, codec)) for codec in project.codecs),
+        saved_bits=_saved_bits(project),
         member_bytes=(bytes_of(merged, family.parameters), bytes_of(separate, family.parameters)),
         memory_bytes=_memory(project),
         forward_seconds=_forward_seconds(project, positions),
@@ -126,16 +136,28 @@ def _plan(project: Project) -> Plan:
     )
 
 
-def _cost(project: Project, grouping: Grouping) -> float:
+def _cost(project: Project, grouping: Grouping, codec: CodecSpec) -> float:
     family = project.family
     return configuration_cost(
         project.components,
         family.shapes,
         grouping,
-        project.codec,
+        codec,
         parameters=family.parameters,
         head_parameters=family.head_parameters(),
+        shared=project.codec if codecs.get(codec.name).residual else None,
     )
+
+
+def _saved_bits(project: Project) -> int:
+    """Returns the bits in which most of the base's backbone is saved."""
+    held: Counter[int] = Counter()
+    base = project.family.base
+    for name in base.backbone().values():
+        spec = base.specs[name]
+        elements = prod(spec.shape)
+        held[8 * (spec.end - spec.start) // max(1, elements)] += elements
+    return held.most_common(1)[0][0]
 
 
 def _memory(project: Project) -> int:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hf_merge.errors import some
+from hf_merge.merging.cost import FULL_BITS
 from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
@@ -122,12 +123,26 @@ def plan_table(plan: "Plan") -> str:
         + unplaced
         + "\n\ncost of the extremes, if every tensor passes the range criterion: "
         f"all merged C = {plan.cost_all_merged:.4f}, all separate C = {plan.cost_all_separate:.4f}\n"
+        f"{_other_costs(plan)}"
         f"{plan.evaluations} of {plan.configurations:,} configurations will be evaluated\n"
         f"disk: {least / 1e6:.0f} MB (cheapest) to {most / 1e6:.0f} MB (dearest) per configuration built\n"
         f"memory: about {plan.memory_bytes / 1e9:.1f} GB\n"
         f"time: about {_duration(plan.forward_seconds)} of forward passes at {plan.assumed_positions} positions a "
         "row, before chains met twice are taken from memory"
     )
+
+
+def _other_costs(plan: "Plan") -> str:
+    """Returns what other codecs take, and what C means where the base is saved in fewer bits: lines, or nothing."""
+    others = [f"{_settings(codec)} {cost:.4f}" for codec, cost in plan.cost_by_codec[1:]]
+    lines = [f"all separate by the other codecs, C: {'; '.join(others)}\n"] if others else []
+    if plan.saved_bits < FULL_BITS:
+        times = FULL_BITS / plan.saved_bits
+        lines.append(
+            f"the base is saved in {plan.saved_bits} bits: against its own file C counts {times:g} times, "
+            f"all merged {times * plan.cost_all_merged:.4f}\n"
+        )
+    return "".join(lines)
 
 
 def report_table(report: Report) -> str:

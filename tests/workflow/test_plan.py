@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hf_merge.errors import ModelMismatch
 from hf_merge.recipe import Recipe
+from hf_merge.workflow.configurations import new_builder
 from hf_merge.workflow.plan import plan
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.tables import plan_table
 from tests.tiny_runs import TinyRun
 
 
@@ -62,3 +66,26 @@ def test_every_clash_is_listed(tiny_run: TinyRun, tmp_path: Path) -> None:
         plan(recipe)
     lines = [line for line in str(caught.value).splitlines() if "hidden_act is 'relu'" in line]
     assert len(lines) == 2 and "'animals'" in lines[0] and "'sizes'" in lines[1]
+
+
+def test_every_codec_has_its_cost_shared_experts_among_them(tiny_run: TinyRun) -> None:
+    codecs = ["int8", {"name": "delta", "bits": 4}, "int4"]
+    recipe = Recipe.parse(tiny_run.document | {"merge": {"codecs": codecs}}, "test")
+    found = plan(recipe)
+    with open_project(recipe) as project:
+        space, builder = project.space(), new_builder(project)
+        exact = [builder.cost(space.all_separate(codec)) for codec in range(3)]
+    assert [cost for _, cost in found.cost_by_codec] == pytest.approx(exact)
+    assert [codec["name"] for codec, _ in found.cost_by_codec] == ["int8", "delta", "int4"]
+    assert "all separate by the other codecs, C: delta (bits 4" in plan_table(found)
+    assert "other codecs" not in plan_table(plan(tiny_run.recipe))
+
+
+def test_a_base_saved_in_half_precision_is_said_to_be_so(tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert plan(tiny_run.recipe).saved_bits == 32
+    shutil.copytree(tiny_run.family.base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    found = plan(Recipe.parse(tiny_run.document | {"base": {"model": str(tmp_path / "base")}}, "test"))
+    assert found.saved_bits == 16
+    assert f"all merged {2 * found.cost_all_merged:.4f}" in plan_table(found)
