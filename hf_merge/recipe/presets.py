@@ -51,12 +51,12 @@ FRONTIER_METHODS: tuple[str | dict[str, Any], ...] = (
 )
 FRONTIER_CODECS: tuple[str | dict[str, Any], ...] = (
     {"name": "int8", "unit": "row"},
-    {"name": "delta", "bits": 4},
     {"name": "delta", "bits": 2},
     "ternary",
     "sign",
     {"name": "lowrank", "rank": 16},
     {"name": "lowrank", "rank": 8},
+    {"name": "lowrank", "rank": 4},
     {"name": "rows", "density": 0.05},
 )
 # What `merge` says by preset where the recipe leaves it out.
