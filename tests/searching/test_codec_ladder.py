@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_merge.searching.codec_ladder import Way, codec_ladder
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import decompose
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.merging.task_vectors import measure
+from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.codec_ladder import Way, codec_ladder, ways_to_store
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.space import SearchSpace
+from hf_merge.storing.families import Family
 
 
 MERGED, APART = (0, 0), (0, 1)
@@ -69,3 +75,50 @@ def test_a_thinned_ladder_keeps_both_ends(size: int) -> None:
     assert (few[0], few[-1]) == (whole[0], whole[-1])
     assert len(few) == size
     assert np.all([step in whole for step in few])
+
+
+def test_a_loss_is_the_distance_from_the_fine_tunes_over_their_task_vectors(family: Family) -> None:
+    components = decompose(family.shapes, "type")
+    codecs = [CodecSpec.resolve("int8", {"unit": "row"}), CodecSpec.resolve("sign")]
+    builder = ExpertBuilder(family, components, [MethodSpec.resolve("average")], codecs, limit_bytes=10**9)
+    space = SearchSpace(
+        tuple(component.name for component in components), builder.tasks, codecs=2, residual=frozenset({1})
+    )
+    geometry = measure(components, family.shapes, family.origin, family.tasks)
+    grams = [geometry.grams[component.name] for component in components]
+    told = 0
+
+    def advance(count: int) -> None:
+        nonlocal told
+        told += count
+
+    found = ways_to_store(space, builder, grams, advance)
+    tasks = len(builder.tasks)
+    assert told == len(components) * (1 + tasks + 1 + tasks)
+    apart = tuple(range(tasks))
+    for index, (component, ways) in enumerate(zip(components, found, strict=True)):
+        assert [(way.partition, way.codec) for way in ways] == [((0,) * tasks, 0), (apart, 0), (apart, 1)]
+        merged = {
+            name: np.mean([_own(family, task, name) for task in builder.tasks], axis=0) for name in component.tensors
+        }
+        vectors = sum(
+            float(np.square(_own(family, task, name) - family.base.read(name).numpy()).sum())
+            for task in builder.tasks
+            for name in component.tensors
+        )
+        lost = sum(
+            float(np.square(_own(family, task, name) - merged[name]).sum())
+            for task in builder.tasks
+            for name in component.tensors
+        )
+        assert ways[0].loss == pytest.approx(lost / vectors, rel=0.05)  # but for the rounding to 8 bits
+        assert ways[1].loss < ways[2].loss or ways[2].loss == 0
+        assert ways[2].loss < ways[0].loss
+        wanted = space.configuration([apart if i == index else (0,) * tasks for i in range(len(components))],
+                                     codecs=[1 if i == index else 0 for i in range(len(components))])  # fmt: skip
+        stored = sum(builder.expert(key).parameters for key in builder.keys(wanted) if key.component == component.name)
+        assert ways[2].cost == stored
+
+
+def _own(family: Family, task: str, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return family.tasks[task].read(name).double().numpy()
