@@ -98,7 +98,7 @@ THIRD_PARTIES = {
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors",
             "merging.group_reader", "merging.peers*", "merging.ranges", "merging.statistics", "merging.task_vectors",
-            "storing.tensors", "storing.library", "storing.checkpoints", "storing.families",
+            "storing.tensors", "storing.library", "storing.member_writing", "storing.checkpoints", "storing.families",
             "storing.model_folder", "storing.adapters", "storing.adapted", "storing.language",
             "modeling.*", "searching.building", "searching.evaluation", "searching.judging",
             "searching.ranks",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_merge.merging import codecs
 from hf_merge.merging.cost import bytes_of
 from hf_merge.merging.grouping import Partition, groups
 from hf_merge.recipe import DataSpec, Recipe
@@ -154,26 +155,36 @@ def labels_table(chain_map: ChainMap) -> Markdown:
 
 def sharing_table(front: Front, point: FrontPoint) -> Markdown:
     """Returns who shares what: those treated alike stand in one row."""
-    alike: dict[tuple[Partition, Markdown, Markdown], list[str]] = {}
+    alike: dict[tuple[Partition, Markdown, Markdown, bool], list[str]] = {}
     for index, (component, partition) in enumerate(zip(front.components, point.grouping, strict=True)):
         method = Markdown("") if point.methods is None else settings_text(point.methods[index])
         codec = Markdown("") if point.codecs is None else settings_text(point.codecs[index])
-        alike.setdefault((partition, method, codec), []).append(component)
+        differs = point.codecs is not None and _stores_differences(point.codecs[index])
+        alike.setdefault((partition, method, codec, differs), []).append(component)
     tasks = tuple(front.tasks)
     rows = [
         [
             joined(components),
-            len(groups(partition)),
+            f"{len(groups(partition))} + 1 shared" if differs else len(groups(partition)),
             joined([_group(tasks, group) for group in groups(partition)], "; "),
-            *([] if point.methods is None else [method if len(groups(partition)) < len(tasks) else "-"]),
-            *([] if point.codecs is None else [codec]),
+            *([] if point.methods is None else [method if differs or len(groups(partition)) < len(tasks) else "-"]),
+            *([] if point.codecs is None else [_stored(codec, differs)]),
         ]
-        for (partition, method, codec), components in alike.items()
+        for (partition, method, codec, differs), components in alike.items()
     ]
     header = ["components", "experts", "shared by"]
     header += [] if point.methods is None else ["merged by"]
     header += [] if point.codecs is None else ["stored as"]
     return table(header, rows)
+
+
+def _stores_differences(codec: Mapping[str, Any]) -> bool:
+    known = codecs.available().get(str(codec["name"]))
+    return known is not None and known.residual
+
+
+def _stored(codec: Markdown, differs: bool) -> Markdown:
+    return Markdown(f"{codec}, as differences from the shared expert") if differs else codec
 
 
 def settings_text(entry: Mapping[str, Any]) -> Markdown:

@@ -82,6 +82,24 @@ def test_components_that_are_shared_alike_stand_in_one_row() -> None:
     ]
 
 
+def test_differences_are_said_to_be_from_a_shared_expert() -> None:
+    front = families.front(1, tasks=3, components=3)
+    method, whole, signs = {"name": "average"}, {"name": "int8", "unit": "row"}, {"name": "sign"}
+    point = replace(
+        front.points[0],
+        grouping=((0, 0, 0), (0, 1, 2), (0, 1, 2)),
+        methods=(method,) * 3,
+        codecs=(whole, whole, signs),
+    )
+    assert cells(tables.sharing_table(front, point)) == [
+        ["components", "experts", "shared by", "merged by", "stored as"],
+        ["---"] * 5,
+        ["part0", "1", "all", "average", "int8 (unit row)"],
+        ["part1", "3", "task_0; task_1; task_2", "\\-", "int8 (unit row)"],
+        ["part2", "3 + 1 shared", "task_0; task_1; task_2", "average", "sign, as differences from the shared expert"],
+    ]
+
+
 def test_the_first_labels_are_shown_and_very_long_ones_cut() -> None:
     labels = ("no", "y" * 100, "a|b", "more")
     head = HeadEntry(4, labels, "single_label_classification", ("w",), "f", 1)
