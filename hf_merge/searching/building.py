@@ -73,6 +73,7 @@ class ExpertBuilder:
         self._by_name = {component.name: component for component in components}
         self._limit_bytes, self._held_bytes = limit_bytes, 0
         self._kept: OrderedDict[ExpertKey, Expert] = OrderedDict()
+        self._shared: dict[str, tuple[ExpertKey, dict[str, Tensor]]] = {}
         self._measured: dict[str, float] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
         self._remembered: dict[str, float] = {}
@@ -170,8 +171,17 @@ class ExpertBuilder:
         return decode_expert(key.codec, names, self.expert(key).tensors, self._reference(key))
 
     def _reference(self, key: ExpertKey) -> Mapping[str, Tensor]:
-        """Returns the decoded weights whose difference an expert stores, if it stores one."""
-        return {} if key.reference is None else self.decoded(key.reference)
+        """Returns the decoded weights whose difference an expert stores, if it stores one.
+
+        Those of each component's last shared expert are kept: the tasks of a configuration all need them.
+        """
+        if key.reference is None:
+            return {}
+        kept = self._shared.get(key.component)
+        if kept is None or kept[0] != key.reference:
+            self._shared.pop(key.component, None)
+            kept = self._shared[key.component] = key.reference, self.decoded(key.reference)
+        return kept[1]
 
     def _key(self, index: int, members: Sequence[int], configuration: Configuration) -> ExpertKey:
         component = self.components[index]

@@ -161,13 +161,17 @@ def _saved_bits(project: Project) -> int:
 
 
 def _memory(project: Project) -> int:
-    """Returns the peak: one assembled model, encoded experts, and one component's base and accumulators."""
+    """Returns the peak: one assembled model, encoded experts, and one component's base and accumulators.
+
+    Where differences are stored, the shared experts that they are added to are there as well, decoded.
+    """
     largest = max(
         sum(prod(project.family.shapes[name]) for name in component.tensors) for component in project.components
     )
     task_vectors = len(project.family.tasks) * max(map(prod, project.family.shapes.values()))
     working = max(6 * largest, task_vectors + largest)
     experts = max(4 * project.family.parameters, kept_bytes(project))
+    experts += 4 * project.family.parameters if project.space().residual else 0
     return _IMPORTS_BYTES + 4 * (project.family.parameters + working) + experts
 
 

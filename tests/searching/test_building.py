@@ -1,8 +1,14 @@
 """Experts are built on demand, kept within their limit, and cost what they take."""
 
 import pytest
+import torch
 
+from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.components import decompose
 from hf_merge.merging.grouping import groups
+from hf_merge.merging.methods import MethodSpec
+from hf_merge.searching.building import ExpertBuilder
+from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.storing.families import Family
 from tests.searching.test_evaluation import (
@@ -78,3 +84,20 @@ def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
     for task, chain in chains.items():
         assert [key.component for key in chain] == [part.name for part in evaluator.builder.components]
         assert all(task in key.members for key in chain)
+
+
+def test_a_shared_expert_is_decoded_once_for_all_that_differ_from_it(family: Family) -> None:
+    components = decompose(family.shapes, "type")
+    codecs = [CodecSpec.resolve("int8"), CodecSpec.resolve("sign")]
+    builder = ExpertBuilder(family, components, [MethodSpec.resolve("average")], codecs, limit_bytes=0)
+    count = len(components)
+    apart = Configuration(((0, 1, 2),) * count, codecs=(1,) * count)
+    first = {key: builder.decoded(key) for key in builder.keys(apart)}
+    held = {key: {name: tensor.clone() for name, tensor in weights.items()} for key, weights in first.items()}
+    shared = [key for key in first if key.reference is None]
+    built = builder.built
+    for key in first:
+        again = builder.decoded(key)
+        assert all(torch.equal(tensor, again[name]) for name, tensor in held[key].items())
+        assert all(torch.equal(tensor, first[key][name]) for name, tensor in held[key].items()), "only read"
+    assert built - 2 * len(shared) == builder.built - built - len(shared) == len(first) - len(shared)
