@@ -46,9 +46,10 @@ for _name in (
 from huggingface_hub import constants  # noqa: E402
 
 from tests.hub_server import HubServer  # noqa: E402
+from tests.shared import made_once  # noqa: E402
 from tests.tiny_adapters import build_adapters  # noqa: E402
 from tests.tiny_models import TinyFamily, build_family  # noqa: E402
-from tests.tiny_runs import TinyRun, build_run  # noqa: E402
+from tests.tiny_runs import TinyRun, build_run, copied_run  # noqa: E402
 from tests.tiny_speakers import SpeakingFamily, build_speakers  # noqa: E402
 
 
@@ -72,7 +73,7 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
 
     @cache
     def build(layout: str) -> TinyFamily:
-        return build_family(layout, tmp_path_factory.mktemp(f"{layout}-family"))
+        return made_once(tmp_path_factory, f"{layout}-family", lambda folder: build_family(layout, folder))
 
     return build
 
@@ -83,7 +84,8 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
 
     @cache
     def build(layout: str, kind: str) -> TinyFamily:
-        return build_adapters(layout, kind, tmp_path_factory.mktemp(f"{layout}-{kind}-family"))
+        name = f"{layout}-{kind}-family"
+        return made_once(tmp_path_factory, name, lambda folder: build_adapters(layout, kind, folder))
 
     return build
 
@@ -108,7 +110,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Returns a search over the `bert` family with all its members: run once, not to be changed."""
-    return build_run(tiny_family("bert"), tmp_path_factory.mktemp("run"))
+    made = made_once(tmp_path_factory, "run", lambda folder: build_run(tiny_family("bert"), folder))
+    return copied_run(made, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +120,7 @@ def tiny_speakers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], S
 
     @cache
     def build(layout: str) -> SpeakingFamily:
-        return build_speakers(layout, tmp_path_factory.mktemp(f"{layout}-speakers"))
+        return made_once(tmp_path_factory, f"{layout}-speakers", lambda folder: build_speakers(layout, folder))
 
     return build
 
@@ -130,6 +133,8 @@ def speaking_run(
 
     @cache
     def run(layout: str) -> TinyRun:
-        return build_run(tiny_speakers(layout), tmp_path_factory.mktemp(f"{layout}-run"), evaluations=4)
+        speakers = tiny_speakers(layout)
+        made = made_once(tmp_path_factory, f"{layout}-run", lambda folder: build_run(speakers, folder, evaluations=4))
+        return copied_run(made, tmp_path_factory.mktemp(f"{layout}-run"))
 
     return run

@@ -1,6 +1,7 @@
 """A tiny search, run and built once for all tests of the workflow and of the command line."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def build_run(family: TinyFamily, folder: Path, **changes: Any) -> TinyRun:
     front = search(recipe, folder / "run", progress=False)
     members = tuple(build(folder / "run", progress=False))
     return TinyRun(family, document, recipe, recipe_file, folder / "run", front, members)
+
+
+def copied_run(run: TinyRun, folder: Path) -> TinyRun:
+    """Returns a copy in an empty folder: commands lock a run folder, which two processes may not do at once."""
+    shutil.copytree(run.folder, folder / "run")
+    members = tuple(folder / "run" / member.relative_to(run.folder) for member in run.members)
+    recipe_file = Path(shutil.copy(run.recipe_file, folder))
+    return replace(run, recipe_file=recipe_file, folder=folder / "run", members=members)
 
 
 def write_recipe(path: Path, document: object) -> Path:

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from hf_merge.merging.grouping import groups
-from hf_merge.searching import search
+from hf_merge.searching import guessing, search
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.pareto import Reference, hypervolume
 from hf_merge.searching.population import random_population
 from hf_merge.searching.search import Archive, Measured, SearchSettings, normalised_performance, run_search
 from hf_merge.searching.space import SearchSpace
+from hf_merge.searching.surrogate import Surrogate
 
 
 SPACE = SearchSpace(("embedding", "attention", "mlp", "norm"), ("a", "b", "c", "d", "e", "f"))
@@ -23,6 +25,17 @@ SMALL = SearchSettings(population=8, evaluations=40, offspring=20)
 FAST: dict[str, Any] = {
     "surrogate": "random_forest_per_task", "screening": "hypervolume", "imagined_generations": 3,
 }  # fmt: skip
+
+
+@pytest.fixture
+def whole_forests() -> None:
+    """For tests of how good the guesses are; the others ask what is done with them, and a few trees will do."""
+
+
+@pytest.fixture(autouse=True)
+def few_trees(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "whole_forests" not in request.fixturenames:
+        monkeypatch.setattr(guessing, "Surrogate", lambda seed, trees=0: Surrogate(seed, trees=12))
 
 
 @dataclass
@@ -72,11 +85,18 @@ def run(
     return run_search(space, evaluator, grams(space), settings, REFERENCE, on_evaluation), evaluator
 
 
+@cache
+def usual() -> Archive:
+    """Returns what the search finds with `SMALL` and few trees, at which several tests look."""
+    return run()[0]
+
+
 def volume_of(evaluator: Synthetic, configurations: list[Configuration]) -> float:
     found = [evaluator.evaluate(configuration) for configuration in configurations]
     return hypervolume([(entry.cost, entry.performance) for entry in found], REFERENCE)
 
 
+@pytest.mark.usefixtures("whole_forests")
 @pytest.mark.parametrize(("surrogate", "evaluations"), [("random_forest", 80), ("none", 400)])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_front_beats_as_many_random_configurations(surrogate: str, evaluations: int, seed: int) -> None:
@@ -84,6 +104,7 @@ def test_the_front_beats_as_many_random_configurations(surrogate: str, evaluatio
     assert archive.history[-1][1] > volume_of(evaluator, random_population(SPACE, evaluations, seed)) + 0.002
 
 
+@pytest.mark.usefixtures("whole_forests")
 def test_screening_beats_evaluating_every_offspring() -> None:
     screened, _ = run(replace(SMALL, evaluations=80))
     plain, _ = run(replace(SMALL, evaluations=80, surrogate="none"))
@@ -106,7 +127,7 @@ def test_the_same_seed_gives_the_same_archive(changes: dict[str, Any]) -> None:
 def test_preparing_several_at_once_changes_nothing(ahead: int) -> None:
     evaluator = Synthetic(SPACE, ahead=ahead)
     archive = run_search(SPACE, evaluator, grams(SPACE), SMALL, REFERENCE)
-    assert archive == run()[0]
+    assert archive == usual()
     assert sum(evaluator.prepared) == len(archive.measured)
     assert max(evaluator.prepared) <= ahead
 
@@ -133,7 +154,7 @@ def test_the_first_generation_is_counted_and_holds_both_extremes(initial: str) -
 
 
 def test_k_means_and_random_start_differently() -> None:
-    one, other = run()[0], run(replace(SMALL, initial="random"))[0]
+    one, other = usual(), run(replace(SMALL, initial="random"))[0]
     assert [entry.configuration for entry in one.measured[:8]] != [entry.configuration for entry in other.measured[:8]]
 
 
@@ -143,7 +164,7 @@ def test_without_a_surrogate_a_generation_is_the_population() -> None:
 
 
 def test_with_a_surrogate_few_of_a_generation_are_evaluated() -> None:
-    counts = [0, *(count for count, _ in run()[0].history)]
+    counts = [0, *(count for count, _ in usual().history)]
     steps = np.diff(counts)[1:-1]
     assert ((steps >= 4) & (steps <= 10)).all()
 
@@ -200,7 +221,7 @@ def test_equal_performance_everywhere_does_no_harm() -> None:
 
 
 def test_the_front_holds_what_nothing_dominates_by_rising_cost() -> None:
-    archive, _ = run()
+    archive = usual()
     points = [entry.objectives for entry in archive.front()]
     assert points == sorted(points)
     assert [performance for _, performance in points] == sorted({performance for _, performance in points})

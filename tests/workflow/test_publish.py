@@ -16,6 +16,7 @@ from hf_merge.serving.model import MergeModel
 from hf_merge.serving.selection import open_member
 from hf_merge.storing import front as fronts
 from hf_merge.storing.hub import Access
+from hf_merge.workflow import publish
 from hf_merge.workflow.publish import SENSIBLE, Publication, member_repos, push
 from hf_merge.workflow.report import report
 from tests.hub_server import HubServer
@@ -24,6 +25,24 @@ from tests.tiny_runs import TinyRun
 
 WRITES = r"^(POST|PUT|DELETE|PATCH) (?!/api/validate-yaml)"
 TOKEN = "hf_alice_a_secret_of_forty_characters_xx"
+DRAWN: dict[str, bytes] = {}
+
+
+@pytest.fixture(autouse=True)
+def each_picture_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is half of the time of a push, and equal fronts are drawn to equal bytes (tests/storing/test_plots)."""
+
+    def kept(name: str) -> Callable[..., bytes]:
+        draw: Callable[..., bytes] = getattr(publish, name)
+
+        def drawn(*what: object) -> bytes:
+            key = f"{name}{what!r}"
+            return DRAWN[key] if key in DRAWN else DRAWN.setdefault(key, draw(*what))
+
+        return drawn
+
+    for name in ("plot_front", "plot_grouping"):
+        monkeypatch.setattr(publish, name, kept(name))
 
 
 @pytest.fixture
