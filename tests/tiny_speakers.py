@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
@@ -32,6 +33,11 @@ from tests.tiny_models import LABELS, LAYERS, POSITIONS, ROWS, WIDTH, WORDS, Tin
 DECODERS = ("gpt2", "llama", "qwen2", "gemma2")
 ENCODER_DECODERS = ("t5", "bart")
 SPEAKERS = DECODERS + ENCODER_DECODERS
+# For tests that teach or run a model of each: quick are a base without its head, heads of their own, tied ones with a
+# tokenizer of bytes, and an encoder-decoder. Gemma 2 and BART repeat one of these on another layout.
+TAUGHT_SPEAKERS = [
+    pytest.param(layout, marks=pytest.mark.slow if layout in ("gemma2", "bart") else ()) for layout in SPEAKERS
+]
 COUSINS = ("mt5", "pegasus")  # built of the same parts as T5 and BART, so that one test of the whole way will do
 TEMPLATES = {"animals": "{text} which animal", "colours": "colour of {text}", "weather": "{text} weather"}
 WRITING = "weather"

@@ -74,7 +74,7 @@ class TestIsoC:
         column, row = torch.randn(6, 1), torch.randn(1, 5)
         torch.testing.assert_close(changed("iso_c", {}, [column @ row]), column @ row)
 
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(1, 4), seed=st.integers(0, 99))
     def test_the_spectrum_is_flat_and_sums_to_that_of_the_sum(
         self, shape: tuple[int, int], tasks: int, seed: int
@@ -91,7 +91,7 @@ class TestIsoCts:
         # Common are the first two; outside them the first task has the third, the second the fourth.
         torch.testing.assert_close(changed("iso_cts", {"common": 0.5}, changes), 2.75 * torch.eye(4))
 
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(1, 4), seed=st.integers(0, 99))
     def test_with_everything_common_it_is_iso_c(self, shape: tuple[int, int], tasks: int, seed: int) -> None:
         changes = noise(shape, tasks, seed)
@@ -126,7 +126,7 @@ class TestWudi:
         first[:, :4], second[:, 4:] = torch.randn(2, rows, 4)
         torch.testing.assert_close(changed("wudi", {}, [first, second]), first + second)
 
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(2, 4), seed=st.integers(0, 99))
     def test_the_longer_it_flows_the_less_it_disturbs(self, shape: tuple[int, int], tasks: int, seed: int) -> None:
         changes = noise(shape, tasks, seed)
@@ -139,14 +139,14 @@ class TestWudi:
 
 class TestLaws:
     @every_shaped
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(1, 4), seed=st.integers(0, 99))
     def test_scale_multiplies_the_result(self, name: str, shape: tuple[int, int], tasks: int, seed: int) -> None:
         changes = noise(shape, tasks, seed)
         torch.testing.assert_close(changed(name, {"scale": 4}, changes), 4 * changed(name, {"scale": 1}, changes))
 
     @every_shaped
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(1, 4), seed=st.integers(0, 99))
     def test_larger_changes_give_a_larger_change(
         self, name: str, shape: tuple[int, int], tasks: int, seed: int
@@ -156,7 +156,7 @@ class TestLaws:
         torch.testing.assert_close(larger / 1024, changed(name, {}, changes), rtol=1e-4, atol=1e-4)
 
     @every_shaped
-    @law(deadline=None, max_examples=20)
+    @law(deadline=None, max_examples=10)
     @given(shape=shapes, tasks=st.integers(1, 4), seed=st.integers(0, 99))
     def test_renamed_rows_and_columns_stay_where_they_are_and_signs_do_not_matter(
         self, name: str, shape: tuple[int, int], tasks: int, seed: int

@@ -39,8 +39,19 @@ CASES = [
     for view in (("flat", "matrix", "kernel") if methods.get(name).shaped else ("flat",))
 ]
 every_method = pytest.mark.parametrize(("name", "settings"), list(_cases()))
+# Other settings than the defaults are tried on matrices in the quick suite, flat and as kernels in the slow one.
 every_view = pytest.mark.parametrize(
-    ("name", "settings", "view"), CASES, ids=[f"{name}-{chosen}-{view}" for name, chosen, view in CASES]
+    ("name", "settings", "view"),
+    [
+        pytest.param(
+            name,
+            settings,
+            view,
+            id=f"{name}-{settings}-{view}",
+            marks=pytest.mark.slow if settings and view != "matrix" and methods.get(name).shaped else (),
+        )
+        for name, settings, view in CASES
+    ],
 )
 
 LINEAR = [name for name, method in methods.available().items() if method.linear]

@@ -8,14 +8,14 @@ from hf_merge.errors import InputError
 from hf_merge.modeling.generation import check_options, seeded, written
 from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.prompts import Prompter
-from tests.tiny_speakers import SPEAKERS, SpeakingFamily, load_speaker
+from tests.tiny_speakers import TAUGHT_SPEAKERS, SpeakingFamily, load_speaker
 
 
 PROMPTS = ["snow today", "the sky near wind cold weather", "rain", "forecast sun warm tomorrow weather"]
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_what_is_written_in_a_batch_is_what_is_written_alone(
     layout: str, options: dict[str, Any], tiny_speakers: Callable[[str], SpeakingFamily]
 ) -> None:

@@ -15,7 +15,7 @@ from hf_merge.modeling.options import IGNORED
 from hf_merge.recipe.wording import Wording
 from hf_merge.storing.families import Family, align
 from hf_merge.storing.language import LanguageCheckpoint, complete_base
-from tests.tiny_speakers import SPEAKERS, SpeakingFamily, load_speaker, speaking_tokenizer
+from tests.tiny_speakers import TAUGHT_SPEAKERS, SpeakingFamily, load_speaker, speaking_tokenizer
 
 
 HEAD = Head.worded(Wording("{text}", (" a", " b"), None))
@@ -34,7 +34,7 @@ def speaker_model(tiny: SpeakingFamily, family: Family, tokens: SpecialTokens | 
     return task_model(family.base.config, kind, HEAD, tokens, family.shapes, family.base.trunk)
 
 
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_a_fine_tune_put_together_is_the_fine_tune(
     layout: str, tiny_speakers: Callable[[str], SpeakingFamily]
 ) -> None:
@@ -52,7 +52,7 @@ def test_a_fine_tune_put_together_is_the_fine_tune(
             assert torch.equal(model.module(input_ids=ids, **more).logits, reference(input_ids=ids, **more).logits)
 
 
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_every_parameter_is_in_the_backbone_once(layout: str, tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
     tiny = tiny_speakers(layout)
     reference = load_speaker(tiny.kind, tiny.tasks["animals"].folder)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_merge.modeling.inputs import Batch, load_tokenizer, restore
 from hf_merge.modeling.options import IGNORED, option_scores
 from hf_merge.modeling.prompts import Prompter
-from tests.tiny_speakers import SPEAKERS, SpeakingFamily, answers_of, load_speaker
+from tests.tiny_speakers import TAUGHT_SPEAKERS, SpeakingFamily, answers_of, load_speaker
 
 
 PROMPTS = ["the small cat sleeps", "dog", "the friendly old dog runs the small which animal", "hungry cat runs", "cat"]
@@ -50,7 +50,7 @@ def reference(family: SpeakingFamily) -> Tensor:
     return torch.tensor(rows)
 
 
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_scores_are_minus_the_losses_of_transformers(
     layout: str, tiny_speakers: Callable[[str], SpeakingFamily]
 ) -> None:

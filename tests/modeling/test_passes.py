@@ -14,7 +14,7 @@ from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.passes import Passes, state_bytes
 from hf_merge.modeling.prompts import Prompter
 from tests.modeling.test_language import opened_speakers, speaker_model
-from tests.tiny_speakers import SPEAKERS, SpeakingFamily, answers_of
+from tests.tiny_speakers import TAUGHT_SPEAKERS, SpeakingFamily, answers_of
 
 
 TEXT: dict[str, dict[str, Any]] = {
@@ -171,7 +171,7 @@ def test_a_boundary_whose_states_do_not_carry_everything_is_not_offered(monkeypa
 # Language models, whose options are scored
 
 
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_an_options_pass_needs_nothing_of_what_lies_elsewhere(
     tiny_speakers: Callable[[str], SpeakingFamily], layout: str
 ) -> None:

@@ -41,7 +41,10 @@ def test_without_methods_every_component_has_the_first() -> None:
     assert [Configuration(((0, 0), (0, 1))).method(index) for index in range(2)] == [0, 0]
 
 
-@pytest.mark.parametrize(("methods", "merged", "size"), [(1, False, 125), (2, False, 9**3), (5, True, 125)])
+@pytest.mark.parametrize(
+    ("methods", "merged", "size"),
+    [(1, False, 125), (5, True, 125), pytest.param(2, False, 9**3, marks=pytest.mark.slow)],
+)
 def test_size_counts_configurations_once(methods: int, merged: bool, size: int) -> None:
     space, rng = space_of(methods, merged=merged), np.random.default_rng(0)
     assert space.size == size

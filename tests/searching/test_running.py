@@ -28,7 +28,7 @@ from tests.modeling.test_assembly import head_of, opened, skeleton
 from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.searching.test_evaluation import batches_of
 from tests.tiny_models import TinyFamily
-from tests.tiny_speakers import SPEAKERS, WRITING, SpeakingFamily
+from tests.tiny_speakers import TAUGHT_SPEAKERS, WRITING, SpeakingFamily
 
 
 def evaluator_of(
@@ -155,7 +155,7 @@ def speaking_evaluator(
 
 
 @pytest.mark.parametrize("granularity", ["type-stage", "layer"])
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_kept_states_change_no_bit_of_the_scores_of_options(
     tiny_speakers: Callable[[str], SpeakingFamily], layout: str, granularity: str
 ) -> None:

@@ -186,7 +186,10 @@ def test_each_evaluation_is_told_before_the_next_begins() -> None:
     assert counts == list(range(1, 41))
 
 
-@pytest.mark.parametrize(("components", "tasks", "size"), [(1, 1, 1), (4, 1, 1), (1, 2, 2), (1, 3, 5), (2, 3, 25)])
+@pytest.mark.parametrize(
+    ("components", "tasks", "size"),
+    [(1, 1, 1), (4, 1, 1), (1, 2, 2), (1, 3, 5), pytest.param(2, 3, 25, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("surrogate", ["random_forest", "random_forest_per_task", "none"])
 @pytest.mark.parametrize("initial", ["kmeans", "ladder", "random"])
 def test_an_exhausted_space_ends_the_search(

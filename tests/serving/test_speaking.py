@@ -14,7 +14,7 @@ from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.serving.model import Generation, MergeModel
 from tests.tiny_models import LABELS
 from tests.tiny_runs import TinyRun
-from tests.tiny_speakers import NEW_TOKENS, SPEAKERS, TEMPLATES
+from tests.tiny_speakers import NEW_TOKENS, TAUGHT_SPEAKERS, TEMPLATES
 
 
 MIXED = [
@@ -73,7 +73,7 @@ def test_answers_are_right_most_of_the_time(speaking_run: Callable[[str], TinyRu
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
-@pytest.mark.parametrize("layout", SPEAKERS)
+@pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_what_is_written_is_what_the_materialised_model_writes_alone(
     layout: str, options: dict[str, Any], speaking_run: Callable[[str], TinyRun]
 ) -> None:

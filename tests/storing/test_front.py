@@ -100,7 +100,7 @@ def any_fronts(draw: st.DrawFn) -> Front:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(any_fronts())
 def test_a_front_is_read_as_it_was_written(front: Front) -> None:
     data = fronts.dump(front)

@@ -1,6 +1,7 @@
 """Families of adapters from recipe to served model: every task as peft itself runs it, on one base in memory."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +32,12 @@ from tests.tiny_speakers import WRITING, SpeakingFamily, load_speaker
 
 Build = Callable[[str, str], TinyFamily]
 FULL: dict[str, Any] = {"merge": {"codecs": ["full"]}, "search": SEARCH, "router": ROUTER}
-KINDS = [("bert", "ia3"), ("bert", "lora"), ("gpt2", "lora"), ("vit", "ia3")]
+KINDS = [
+    ("bert", "ia3"),
+    ("gpt2", "lora"),
+    pytest.param("bert", "lora", marks=pytest.mark.slow),
+    pytest.param("vit", "ia3", marks=pytest.mark.slow),
+]
 
 
 def run(family: TinyFamily, folder: Path, **sections: Any) -> tuple[Front, Path]:
@@ -39,6 +45,12 @@ def run(family: TinyFamily, folder: Path, **sections: Any) -> tuple[Front, Path]
     front = search(Recipe.parse(family.recipe(**(FULL | sections)), "test"), folder / "run", progress=False)
     build(folder / "run", progress=False)
     return front, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def of_lora(tiny_adapters: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[Front, Path]:
+    """Returns the front of BERT's LoRA adapters and its run folder, not to be changed."""
+    return run(tiny_adapters("bert", "lora"), tmp_path_factory.mktemp("lora"))
 
 
 def served(folder: Path, front: Front, control: str) -> MergeModel:
@@ -68,9 +80,8 @@ def test_tasks_kept_apart_answer_as_peft_has_them(
         torch.testing.assert_close(alone, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_a_family_takes_one_base_in_memory(tiny_adapters: Build, tmp_path: Path) -> None:
-    family = tiny_adapters("bert", "lora")
-    front, folder = run(family, tmp_path)
+def test_a_family_takes_one_base_in_memory(of_lora: tuple[Front, Path]) -> None:
+    front, folder = of_lora
     model = served(folder, front, "all-separate")
     held: list[Mapping[str, Tensor]] = [task.tensors() for task in model._recombiner.models]
     base = {name for name in held[0] if "lora" not in name and "classifier" not in name}
@@ -93,28 +104,26 @@ def test_the_base_is_one_expert_and_never_searched(tiny_adapters: Build, tmp_pat
     assert front.controls["all-merged"].cost < front.controls["all-separate"].cost < 0.5
 
 
-def test_the_cost_is_the_bytes_on_disk(tiny_adapters: Build, tmp_path: Path) -> None:
-    family = tiny_adapters("bert", "lora")
-    front, folder = run(family, tmp_path)
+def test_the_cost_is_the_bytes_on_disk(of_lora: tuple[Front, Path]) -> None:
+    front, folder = of_lora
     for point in front.controls.values():
         chain_map = MergeModel.from_pretrained(folder / "members" / point.id).chain_map
         held = sum(expert.bytes for expert in chain_map.experts) + sum(head.bytes for head in chain_map.heads.values())
         assert held == pytest.approx(point.cost * front.parameters * 4)
 
 
-def test_adapters_as_they_are_take_one_base_and_themselves(tiny_adapters: Build, tmp_path: Path) -> None:
-    family = tiny_adapters("bert", "lora")
-    front, folder = run(family, tmp_path)
+def test_adapters_as_they_are_take_one_base_and_themselves(of_lora: tuple[Front, Path], tmp_path: Path) -> None:
+    front, folder = of_lora
     assert front.whole_models == 1
-    individual = report(folder, progress=False).scores("individual")
+    shutil.copytree(folder, tmp_path / "run")
+    individual = report(tmp_path / "run", progress=False).scores("individual")
     assert individual is not None
     assert individual.cost == pytest.approx(front.controls["all-separate"].cost), "at full precision they are the same"
 
 
-def test_a_plan_counts_the_base_once(tiny_adapters: Build, tmp_path: Path) -> None:
-    family = tiny_adapters("bert", "lora")
-    recipe = Recipe.parse(family.recipe(**FULL), "test")
-    front, _ = run(family, tmp_path)
+def test_a_plan_counts_the_base_once(tiny_adapters: Build, of_lora: tuple[Front, Path]) -> None:
+    recipe = Recipe.parse(tiny_adapters("bert", "lora").recipe(**FULL), "test")
+    front, _ = of_lora
     planned = plan(recipe)
     assert planned.cost_all_merged == pytest.approx(front.controls["all-merged"].cost)
     assert planned.cost_all_separate == pytest.approx(front.controls["all-separate"].cost)
@@ -145,7 +154,7 @@ def test_a_task_names_one_source(tiny_adapters: Build) -> None:
         Recipe.parse(document, "test")
 
 
-@pytest.mark.parametrize("kind", ["ia3", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("ia3", marks=pytest.mark.slow), "lora"])
 def test_kept_states_spare_blocks_and_change_nothing(tiny_adapters: Build, tmp_path: Path, kind: str) -> None:
     document = tiny_adapters("bert", kind).recipe(merge={"granularity": "type-layer"}, search=SEARCH)
     recipe = Recipe.parse(document, "test")
@@ -173,7 +182,9 @@ def test_a_recipe_names_the_labels_that_an_adapter_does_not(tiny_adapters: Build
         search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
 
 
-@pytest.mark.parametrize(("layout", "kind"), [("llama", "lora"), ("llama", "ia3"), ("t5", "ia3")])
+@pytest.mark.parametrize(
+    ("layout", "kind"), [("llama", "lora"), ("t5", "ia3"), pytest.param("llama", "ia3", marks=pytest.mark.slow)]
+)
 def test_adapters_of_language_models_speak_as_peft_has_them(
     tiny_speakers: Callable[[str], SpeakingFamily], tmp_path: Path, layout: str, kind: str
 ) -> None:

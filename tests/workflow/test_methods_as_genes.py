@@ -1,6 +1,7 @@
 """Several merge methods in a recipe: searched component by component, built, loaded, told; and AutoMerge's preset."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families
     recipe = _recipe(tiny_family("distilbert"))
     whole = search(recipe, tmp_path / "whole", progress=False)
     lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    search(recipe, tmp_path / "cut", progress=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut" / "journal.jsonl").write_bytes(b"".join(lines[:8]))
     (tmp_path / "cut" / "front.json").unlink()
     assert search(recipe, tmp_path / "cut", resume=True, progress=False) == whole

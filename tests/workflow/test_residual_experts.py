@@ -1,6 +1,7 @@
 """Experts stored as differences from shared ones: searched, counted, built, loaded in part, and told."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,9 +38,22 @@ def _residual(point: object) -> bool:
     return any(codec["name"] in ("delta", "ternary") for codec in getattr(point, "codecs", None) or ())
 
 
-def test_what_a_search_chose_is_built_and_gives_the_same_logits(tiny_family: Families, tmp_path: Path) -> None:
-    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
-    front = search(recipe, run, progress=False)
+@pytest.fixture(scope="module")
+def searched(tiny_family: Families, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of a search, of which a test changes a copy."""
+    folder = tmp_path_factory.mktemp("residual") / "run"
+    search(_recipe(tiny_family("distilbert")), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(searched: Path, tmp_path: Path) -> Path:
+    """Returns a copy of the search that is the test's own."""
+    return Path(shutil.copytree(searched, tmp_path / "run"))
+
+
+def test_what_a_search_chose_is_built_and_gives_the_same_logits(tiny_family: Families, run: Path) -> None:
+    recipe, front = _recipe(tiny_family("distilbert")), read_run(run)[0]
     chosen = [point for point in front.points if _residual(point)]
     assert chosen
     build(run, progress=False)
@@ -56,9 +70,8 @@ def test_what_a_search_chose_is_built_and_gives_the_same_logits(tiny_family: Fam
         assert stored / (4 * front.parameters) == pytest.approx(point.cost, rel=0.01)
 
 
-def test_one_task_is_loaded_from_its_difference_and_the_shared_expert(tiny_family: Families, tmp_path: Path) -> None:
-    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
-    front = search(recipe, run, progress=False)
+def test_one_task_is_loaded_from_its_difference_and_the_shared_expert(run: Path) -> None:
+    front = read_run(run)[0]
     point = next(point for point in front.points if _residual(point))
     (folder,) = build(run, configs=[point.id], progress=False)
     task = next(iter(front.tasks))
@@ -115,20 +128,20 @@ def test_the_proposals_lead_from_the_closest_to_the_shared_experts(tiny_family: 
         assert isinstance(proposed[0], Configuration)
 
 
-def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
-    recipe = _recipe(tiny_family("distilbert"))
-    whole = search(recipe, tmp_path / "whole", progress=False)
-    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "cut").mkdir()
-    for name in ("recipe.yaml",):
-        (tmp_path / "cut" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-    (tmp_path / "cut" / "journal.jsonl").write_bytes(b"".join(lines[:-5]))
-    assert search(recipe, tmp_path / "cut", resume=True, progress=False) == whole
+def test_an_interrupted_search_continues_to_the_same_front(
+    tiny_family: Families, searched: Path, tmp_path: Path
+) -> None:
+    lines = (searched / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(searched / "recipe.yaml", cut)
+    (cut / "journal.jsonl").write_bytes(b"".join(lines[:-5]))
+    again = search(_recipe(tiny_family("distilbert")), cut, resume=True, progress=False)
+    assert again == read_run(searched)[0]
+    assert (cut / "front.json").read_bytes() == (searched / "front.json").read_bytes()
 
 
-def test_refining_passes_differences_over(tiny_family: Families, tmp_path: Path) -> None:
-    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
-    search(recipe, run, progress=False)
+def test_refining_passes_differences_over(run: Path) -> None:
     front = read_run(run)[0]
     refined = refine(run, settings={"rows": 4, "epochs": 1}, progress=False)
     notes = {point.id: point.note for point in refined.points}
@@ -144,10 +157,8 @@ def test_the_first_codec_must_be_able_to_stand_alone(tiny_family: Families) -> N
         pass
 
 
-def test_a_codec_that_does_not_fit_its_reference_is_refused(tiny_family: Families, tmp_path: Path) -> None:
-    recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
-    front = search(recipe, run, progress=False)
-    point = next(point for point in front.points if _residual(point))
+def test_a_codec_that_does_not_fit_its_reference_is_refused(run: Path) -> None:
+    point = next(point for point in read_run(run)[0].points if _residual(point))
     (folder,) = build(run, configs=[point.id], progress=False)
     document = json.loads((folder / "chains.json").read_text())
     expert = next(expert for expert in document["experts"] if "reference" in expert)

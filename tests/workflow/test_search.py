@@ -39,7 +39,9 @@ def test_the_same_seed_gives_the_same_front_byte_for_byte(tiny_run: TinyRun, tmp
     assert (tmp_path / "again" / JOURNAL_FILE).read_bytes() == (tiny_run.folder / JOURNAL_FILE).read_bytes()
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2, 4, 7, 10, 11])
+@pytest.mark.parametrize(
+    "lines", [0, 2, 7, 11, *(pytest.param(lines, marks=pytest.mark.slow) for lines in (1, 4, 10))]
+)
 def test_a_search_killed_anywhere_resumes_to_the_same_front(tiny_run: TinyRun, tmp_path: Path, lines: int) -> None:
     out = cut(tiny_run, tmp_path / "run", lines, torn=b'{"kind":"evalu' if lines == 7 else b"")
     search(tiny_run.recipe, out, resume=True, progress=False)
@@ -173,7 +175,13 @@ def test_a_run_that_is_being_searched_is_left_alone(tiny_run: TinyRun, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"surrogate": "none"}, {"initial": "random"}, {"dtype": "bfloat16"}, {"preset": "fast"}]
+    "setting",
+    [
+        {"surrogate": "none"},
+        {"dtype": "bfloat16"},
+        {"preset": "fast"},
+        pytest.param({"initial": "random"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_baselines_are_options_of_the_same_search(
     tiny_run: TinyRun, tmp_path: Path, setting: dict[str, str]
@@ -183,7 +191,10 @@ def test_the_baselines_are_options_of_the_same_search(
     assert front.history[-1][0] == 6
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer", "type-stage", "type-layer"])
+@pytest.mark.parametrize(
+    "granularity",
+    ["type-stage", *(pytest.param(name, marks=pytest.mark.slow) for name in ("model", "layer", "type-layer"))],
+)
 def test_every_granularity_is_searched(tiny_run: TinyRun, tmp_path: Path, granularity: str) -> None:
     document = tiny_run.document | {
         "search": {**SEARCH, "evaluations": 5, "validation_rows": 8},

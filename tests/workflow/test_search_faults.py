@@ -83,7 +83,13 @@ def test_every_cut_of_the_last_record_leaves_the_history_before_it(
 
 
 @pytest.mark.parametrize(
-    "lengths", [(1, 40, 250, -2, -1), pytest.param(None, marks=pytest.mark.soak)], ids=["some", "every"]
+    "lengths",
+    [
+        (40, -1),
+        pytest.param((1, 250, -2), marks=pytest.mark.slow),
+        pytest.param(None, marks=pytest.mark.soak),
+    ],
+    ids=["two", "some", "every"],
 )
 def test_a_search_goes_on_from_a_cut_anywhere_in_its_last_record(
     tiny_run: TinyRun, tmp_path: Path, lengths: tuple[int, ...] | None
@@ -112,10 +118,13 @@ def test_every_flipped_byte_in_the_middle_is_reported_with_file_and_line(
         assert (tmp_path / "journal").read_bytes() == damaged
 
 
-def test_a_search_stops_at_a_damaged_line_and_its_advice_is_a_way_out(tiny_run: TinyRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_search_stops_at_a_damaged_line_and_its_advice_is_a_way_out(
+    tiny_run: TinyRun, tmp_path: Path, times: int
+) -> None:
     whole, last = whole_journal(tiny_run)
     positions = random.Random(1)
-    for number in range(4):
+    for number in range(times):
         position = positions.randrange(whole.index(b"\n") + 1, last)
         lines = whole[:position].count(b"\n")
         damaged = whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :]
@@ -235,17 +244,21 @@ def failing(code: int, *operations: str) -> Callable[[str], None]:
     return fault
 
 
-@pytest.mark.parametrize("write", [0, 30])
 @pytest.mark.parametrize(
-    ("code", "operation"),
+    ("code", "operation", "write"),
     [
-        (errno.ENOSPC, "write_all"),
-        (errno.EDQUOT, "write_all"),
-        (errno.EIO, "sync"),
-        (errno.EROFS, "open_file"),
-        (errno.EACCES, "open_file"),
+        (errno.ENOSPC, "write_all", 30),
+        (errno.EIO, "sync", 30),
+        (errno.EROFS, "open_file", 0),
+        pytest.param(errno.ENOSPC, "write_all", 0, marks=pytest.mark.slow),
+        pytest.param(errno.EDQUOT, "write_all", 0, marks=pytest.mark.slow),
+        pytest.param(errno.EDQUOT, "write_all", 30, marks=pytest.mark.slow),
+        pytest.param(errno.EIO, "sync", 0, marks=pytest.mark.slow),
+        pytest.param(errno.EROFS, "open_file", 30, marks=pytest.mark.slow),
+        pytest.param(errno.EACCES, "open_file", 0, marks=pytest.mark.slow),
+        pytest.param(errno.EACCES, "open_file", 30, marks=pytest.mark.slow),
     ],
-    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value,
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) and value not in (0, 30) else str(value),
 )
 def test_a_disk_that_fails_is_named_with_its_advice_and_the_search_goes_on_later(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int, code: int, operation: str
@@ -296,7 +309,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_pages", [0, 2, 4, 5])
+@pytest.mark.parametrize("free_pages", [0, 4, *(pytest.param(pages, marks=pytest.mark.slow) for pages in (2, 5))])
 def test_a_disk_that_is_really_full_is_said_and_the_search_goes_on_when_there_is_room(
     tiny_run: TinyRun, small_disk: Path, free_pages: int
 ) -> None:

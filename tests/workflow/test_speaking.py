@@ -34,7 +34,7 @@ from tests.tiny_runs import TinyRun
 from tests.tiny_speakers import (
     COUSINS,
     NEW_TOKENS,
-    SPEAKERS,
+    TAUGHT_SPEAKERS,
     TEMPLATES,
     WRITING,
     SpeakingFamily,
@@ -99,7 +99,9 @@ def write_by_hand(model: Any, tokenizer: Any, prompt: str, ends: int | None) -> 
     )
 
 
-@pytest.mark.parametrize("layout", [*SPEAKERS, *(pytest.param(layout, marks=pytest.mark.slow) for layout in COUSINS)])
+@pytest.mark.parametrize(
+    "layout", [*TAUGHT_SPEAKERS, *(pytest.param(layout, marks=pytest.mark.slow) for layout in COUSINS)]
+)
 def test_what_is_searched_and_built_answers_as_transformers_does(
     layout: str, speaking_run: Callable[[str], TinyRun]
 ) -> None:
@@ -122,7 +124,7 @@ def test_what_is_searched_and_built_answers_as_transformers_does(
             torch.testing.assert_close(logits, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["llama", "bart"])
+@pytest.mark.parametrize("layout", ["llama", pytest.param("bart", marks=pytest.mark.slow)])
 def test_a_member_scores_what_its_map_says(
     layout: str, speaking_run: Callable[[str], TinyRun], tmp_path: Path
 ) -> None:
@@ -162,14 +164,14 @@ def test_the_whole_way_is_measured_and_told(speaking_run: Callable[[str], TinyRu
     assert recorded_scores(card) == {}
 
 
-def test_a_plan_reads_headers_alone(speaking_run: Callable[[str], TinyRun]) -> None:
-    for layout in ("gpt2", "llama", "t5", "bart"):
-        run = speaking_run(layout)
-        found = plan(run.recipe)
-        assert sum(found.tasks.values()) == 0, "no task has a head of its own"
-        assert found.unplaced == ()
-        assert tuple(component.name for component in found.components) == run.front.components
-        assert found.parameters == run.front.parameters
+@pytest.mark.parametrize("layout", ["gpt2", "llama", "t5", pytest.param("bart", marks=pytest.mark.slow)])
+def test_a_plan_reads_headers_alone(layout: str, speaking_run: Callable[[str], TinyRun]) -> None:
+    run = speaking_run(layout)
+    found = plan(run.recipe)
+    assert sum(found.tasks.values()) == 0, "no task has a head of its own"
+    assert found.unplaced == ()
+    assert tuple(component.name for component in found.components) == run.front.components
+    assert found.parameters == run.front.parameters
 
 
 def test_evaluating_needs_the_words_of_the_member(speaking_run: Callable[[str], TinyRun], tmp_path: Path) -> None:
