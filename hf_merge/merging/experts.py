@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hf_merge.errors import UntrustedContentError
 from hf_merge.merging import codecs, factors, methods
-from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.codecs import Codec, CodecSpec
 from hf_merge.merging.components import Component, Shape
 from hf_merge.merging.cost import stored_parameters
 from hf_merge.merging.group_reader import GatheredSource, GroupReader, Members, TensorSource
@@ -167,19 +167,23 @@ def decode_expert(
     decoding = codecs.get(codec.name)
     if not decoding.residual:
         return {name: decoding.decode(name, tensors) for name in names}
-    return {name: _restored(name, decoding.decode(name, tensors), tensors, reference) for name in names}
+    return {name: _restored(name, decoding, tensors, reference) for name in names}
 
 
-def _restored(name: str, decoded: Tensor, tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
-    """Returns a tensor that a residual codec stored: what is not quantised stands for itself."""
+def _restored(name: str, codec: Codec, tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+    """Returns a tensor that a residual codec stored: what is not quantised stands for itself.
+
+    The shape is compared before anything is decoded: a few bytes of a stranger's could claim to be a huge matrix.
+    """
     if tensors[name].dtype != torch.uint8:
-        return decoded
-    if decoded.shape != reference[name].shape:
+        return codec.decode(name, tensors)
+    given, needed = tensors.get(f"{name}.shape"), list(reference[name].shape)
+    if given is None or given.tolist() != needed:
+        found = "no shape" if given is None else f"shape {given.tolist()}"
         raise UntrustedContentError(
-            f"Tensor '{name}' is stored as a difference of shape {list(decoded.shape)} from one of shape "
-            f"{list(reference[name].shape)}."
+            f"Tensor '{name}' is stored as a difference of {found} from one of shape {needed}."
         )
-    return decoded.add_(reference[name])
+    return codec.decode(name, tensors).add_(reference[name])
 
 
 def stored_names(codec: str, name: str) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_merge.errors import NonFiniteWeights
+from hf_merge.errors import NonFiniteWeights, UntrustedContentError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape, decompose, keeps_full_precision
-from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key
+from hf_merge.merging.experts import Expert, ExpertKey, build_expert, decode_expert, expert_key, find_fault
 from hf_merge.merging.group_reader import Members, TensorSource
 from hf_merge.merging.methods import MethodSpec, available
 from hf_merge.storing.checkpoints import Checkpoint
@@ -83,6 +83,22 @@ def build(key: ExpertKey, base: Memory, members: Mapping[str, Memory]) -> Expert
 
 def decoded(expert: Expert) -> dict[str, Tensor]:
     return decode_expert(expert.key.codec, ATTENTION.tensors, expert.tensors)
+
+
+def test_a_difference_of_another_shape_is_refused_before_it_is_decoded() -> None:
+    name = "huge.weight"
+    bomb = {
+        name: torch.ones((1, 8), dtype=torch.uint8),
+        f"{name}.scale": torch.ones(1),
+        f"{name}.rows": torch.zeros(1, dtype=torch.int32),
+        f"{name}.shape": torch.tensor([2**31 - 1, 16], dtype=torch.int32),
+    }
+    codec = CodecSpec.resolve("rows")
+    assert find_fault("rows", name, bomb) is None
+    with pytest.raises(
+        UntrustedContentError, match=r"a difference of shape \[2147483647, 16\] from one of shape \[4, 16"
+    ):
+        decode_expert(codec, [name], bomb, {name: torch.zeros(4, 16)})
 
 
 # Eq. 4-6, written out

@@ -43,7 +43,8 @@ class Codec:
         fault: `fault(name, tensors)` returns what is wrong with a stored tensor (the end of a sentence), or None where
             the codec can have written it.
         residual: Whether what it quantises is the difference from the shared expert of the component, as decoded, to
-            which readers add it again. What it does not quantise it stores whole, and by itself.
+            which readers add it again; the tensor's own shape stands beside it as `.shape`. What it does not quantise
+            it stores whole, and by itself.
     """
 
     name: str
