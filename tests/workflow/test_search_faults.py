@@ -236,6 +236,17 @@ def test_of_searches_that_begin_together_in_a_new_folder_one_goes_through(tiny_r
 # The disk that fails
 
 
+FAILURES = (
+    (errno.ENOSPC, "write_all"),
+    (errno.EDQUOT, "write_all"),
+    (errno.EIO, "sync"),
+    (errno.EROFS, "open_file"),
+    (errno.EACCES, "open_file"),
+)
+# One of each operation, at the first write and later; the slow suite has all at both.
+QUICK_FAILURES = {(errno.ENOSPC, 30), (errno.EIO, 30), (errno.EROFS, 0)}
+
+
 def failing(code: int, *operations: str) -> Callable[[str], None]:
     def fault(operation: str) -> None:
         if operation in operations:
@@ -247,18 +258,16 @@ def failing(code: int, *operations: str) -> Callable[[str], None]:
 @pytest.mark.parametrize(
     ("code", "operation", "write"),
     [
-        (errno.ENOSPC, "write_all", 30),
-        (errno.EIO, "sync", 30),
-        (errno.EROFS, "open_file", 0),
-        pytest.param(errno.ENOSPC, "write_all", 0, marks=pytest.mark.slow),
-        pytest.param(errno.EDQUOT, "write_all", 0, marks=pytest.mark.slow),
-        pytest.param(errno.EDQUOT, "write_all", 30, marks=pytest.mark.slow),
-        pytest.param(errno.EIO, "sync", 0, marks=pytest.mark.slow),
-        pytest.param(errno.EROFS, "open_file", 30, marks=pytest.mark.slow),
-        pytest.param(errno.EACCES, "open_file", 0, marks=pytest.mark.slow),
-        pytest.param(errno.EACCES, "open_file", 30, marks=pytest.mark.slow),
+        pytest.param(
+            code,
+            operation,
+            write,
+            id=f"{errno.errorcode[code]}-{operation}-{write}",
+            marks=() if (code, write) in QUICK_FAILURES else pytest.mark.slow,
+        )
+        for code, operation in FAILURES
+        for write in (0, 30)
     ],
-    ids=lambda value: errno.errorcode[value] if isinstance(value, int) and value not in (0, 30) else str(value),
 )
 def test_a_disk_that_fails_is_named_with_its_advice_and_the_search_goes_on_later(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int, code: int, operation: str
