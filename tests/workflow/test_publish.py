@@ -253,7 +253,7 @@ def test_no_path_of_this_machine_and_no_token_is_published(
     hub: HubServer, tiny_run: TinyRun, access: Access, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pushed(tiny_run.folder, access, everything=True)
-    places = [str(tiny_run.folder.parent), str(tiny_run.family.base.parent), str(tmp_path)]
+    places = [str(tiny_run.folder.parent), str(tiny_run.family.base.parents[1]), str(tmp_path)]
     for repo in ("alice/tiny", *(repo.id for repo in hub.repos.values())):
         for path, data in head(hub, repo).items():
             assert not [place for place in places if place.encode() in data], path
