@@ -22,9 +22,6 @@ from hf_merge.storing.chain_entries import (
 from hf_merge.storing.limits import LIMITS
 
 
-_QUANTISED_PARTS = (".scale", ".zero_point", ".shape", ".right", ".rows")  # of all codecs
-
-
 def check(chain_map: ChainMap) -> None:
     """Refuses a chain map whose parts contradict each other.
 
@@ -79,9 +76,9 @@ def _check_components(chain_map: ChainMap) -> None:
                 raise _broken(place, f"the tensor '{tensor}' is already in component '{owners[tensor]}'")
             owners[tensor] = component.name
     for tensor in owners:
-        for part in _QUANTISED_PARTS:
-            if tensor + part in owners:
-                raise _broken("components", f"'{tensor + part}' is named like a part of the quantised '{tensor}'")
+        whole, _, _ = tensor.rpartition(".")  # a part of whatever codec is its tensor's name, a dot and a word
+        if whole in owners:
+            raise _broken("components", f"'{tensor}' is named like a part of the quantised '{whole}'")
 
 
 def _check_experts(chain_map: ChainMap) -> dict[str, ExpertEntry]:
