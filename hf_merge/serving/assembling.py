@@ -115,9 +115,9 @@ class Assembler:
             ModelMismatch: A tensor has no place in the model or another shape, or one is lacking.
         """
         member, model = self._member, self.skeleton(task)
+        model.move_buffers(self._device)
         model.set_head(self._placed(member.head(task)))
         if self.packed is not None:
-            model.move_buffers(self._device)
             self._set_packed(model, task, self.packed)
         else:
             entries = {entry.id: entry for entry in member.experts}
@@ -126,7 +126,6 @@ class Assembler:
                     decoded[identifier] = self._placed(member.expert(entries[identifier]))
                 model.set_backbone(decoded[identifier], self._trunk)
         model.require_complete()
-        model.move_buffers(self._device)
         return model
 
     def _set_packed(self, model: TaskModel, task: str, packed: PackedExperts) -> None:

@@ -72,7 +72,7 @@ class PackedExperts:
         stored = (
             part for expert in self._experts.values() for held in expert.tensors.values() for part in held.values()
         )
-        return sum(map(_bytes_of, stored)) + sum(map(_bytes_of, self._cache.values()))
+        return sum(part.nbytes for part in (*stored, *self._cache.values()))
 
     def _decode(self, identifier: str, name: str) -> Tensor:
         """Returns a tensor of an expert, float32."""
@@ -85,7 +85,7 @@ class PackedExperts:
     def _keep(self, place: tuple[str, str], tensor: Tensor) -> None:
         """Keeps what was decoded last, that one at least: some models ask for a weight several times in a row."""
         self._cache[place] = tensor
-        while len(self._cache) > 1 and sum(map(_bytes_of, self._cache.values())) > self._limit:
+        while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self._limit:
             self._cache.popitem(last=False)
 
 
@@ -125,7 +125,3 @@ def free_bytes(device: torch.device) -> int | None:
 def _available(fields: Mapping[str, str]) -> int | None:
     words = fields.get("MemAvailable", "").split()
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
-
-
-def _bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
