@@ -6,7 +6,6 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from hf_merge.merging import codecs as known_codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component
 from hf_merge.merging.cost import normalised, stored_parameters
@@ -188,7 +187,7 @@ class ExpertBuilder:
         names = [] if component.shared else [self.tasks[number] for number in members]
         method, codec = self.methods[configuration.method(index)], self.codecs[configuration.codec(index)]
         shared = None
-        if known_codecs.get(codec.name).residual:
+        if codec.residual:
             shared = expert_key(component.name, self.tasks, method, self.codecs[0])
         return expert_key(component.name, names, method, codec, shared)
 

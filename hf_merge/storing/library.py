@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from hf_merge.errors import DigestMismatch, MalformedChainMap, RecipeError
-from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import decode_expert, find_fault, stored_names
 from hf_merge.storing import member_files
@@ -190,7 +189,7 @@ class Member:
                 f"{self.source}: expert '{entry.id}': {error} hf-merge {self.chain_map.library_version} wrote it, and "
                 f"this is {VERSION}. Update hf-merge?"
             ) from error
-        if codecs.get(codec.name).residual != (entry.reference is not None):
+        if codec.residual != (entry.reference is not None):
             difference = f"'{entry.reference}'" if entry.reference is not None else "nothing"
             raise MalformedChainMap(
                 f"{self.source}: expert '{entry.id}' of codec '{codec.name}' is said to be a difference from "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_merge.merging import codecs, methods
+from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
@@ -112,7 +112,7 @@ def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration
     stored = codecs_of(point)
     chosen = zip(point.grouping, methods_of(point), stored or [builder.codecs[0]] * len(point.grouping), strict=False)
     numbers = (
-        builder.methods.index(spec) if codecs.get(codec.name).residual or not is_separate(partition) else 0
+        builder.methods.index(spec) if codec.residual or not is_separate(partition) else 0
         for partition, spec, codec in chosen
     )
     return Configuration(point.grouping, tuple(numbers), tuple(map(builder.codecs.index, stored)))

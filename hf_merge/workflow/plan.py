@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import unplaced
 from hf_merge.merging.cost import bytes_of, configuration_cost
@@ -145,7 +144,7 @@ def _cost(project: Project, grouping: Grouping, codec: CodecSpec) -> float:
         codec,
         parameters=family.parameters,
         head_parameters=family.head_parameters(),
-        shared=project.codec if codecs.get(codec.name).residual else None,
+        shared=project.codec if codec.residual else None,
     )
 
 

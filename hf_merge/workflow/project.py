@@ -85,7 +85,7 @@ class Project:
         """Returns the configurations among which a search chooses."""
         shared = frozenset(component.name for component in self.components if component.shared)
         names, merged = tuple(component.name for component in self.components), self.recipe.search.grouping == "merged"
-        residual = frozenset(index for index, codec in enumerate(self.codecs) if codecs.get(codec.name).residual)
+        residual = frozenset(index for index, codec in enumerate(self.codecs) if codec.residual)
         tasks = tuple(self.family.tasks)
         return SearchSpace(names, tasks, shared, len(self.methods), merged, len(self.codecs), residual)
 
@@ -145,7 +145,7 @@ def codec_specs(recipe: Recipe) -> tuple[CodecSpec, ...]:
             differences, and nothing says from what.
     """
     specs = _once("codecs", [CodecSpec.resolve(*settings_of(entry)) for entry in recipe.merge.codecs])
-    if codecs.get(specs[0].name).residual:
+    if specs[0].residual:
         whole = ", ".join(name for name, codec in codecs.available().items() if not codec.residual)
         raise RecipeError(
             f"merge.codecs begins with '{specs[0].name}', which stores differences from a shared expert; the first "

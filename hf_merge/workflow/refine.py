@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hf_merge.errors import InputError
-from hf_merge.merging import codecs, methods
+from hf_merge.merging import methods
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.settings import Setting
 from hf_merge.searching.building import ExpertBuilder
@@ -191,7 +191,7 @@ class _Refining:
         """Returns why a configuration is passed over, or None."""
         if any("within" in method for method in point.methods or ()):
             return "refined before"
-        if any(codecs.get(codec.name).residual for codec in codecs_of(point)):
+        if any(codec.residual for codec in codecs_of(point)):
             return "stores differences"
         columns = zip(self._project.components, point.grouping, strict=True)
         if all(component.shared or is_separate(column) for component, column in columns):

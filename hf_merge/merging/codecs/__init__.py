@@ -72,6 +72,11 @@ class CodecSpec(Spec):
         """
         return cls(name, resolve(f"Codec '{name}'", get(name).hyperparameters, settings or {}))
 
+    @property
+    def residual(self) -> bool:
+        """Whether it stores differences from shared experts."""
+        return get(self.name).residual
+
 
 def available() -> dict[str, Codec]:
     """Returns every codec by name, sorted."""
