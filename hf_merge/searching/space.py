@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +35,12 @@ class SearchSpace:
         shared: Those of the components that are not searched: every task has the base's own weights there, so that
             they always are one group.
         methods: How many merge methods each component's groups may be merged by.
-        codecs: How many codecs each component's experts may be stored by.
         merged: Whether every component is one group, so that the methods alone are searched (AutoMerge).
         codecs: How many codecs each component's experts may be stored by.
         residual: The numbers of the residual codecs, which store the differences from what all tasks become merged. A
             component of one group has none, for its expert is what all tasks become merged.
+        whole: Components with the numbers of the residual codecs that quantise none of their tensors, such as norms:
+            they have no difference to store by these either.
 
     Raises:
         ValueError: There is no component to search, no task, no method, no codec, or the first codec is residual.
@@ -51,6 +53,7 @@ class SearchSpace:
     merged: bool = False
     codecs: int = 1
     residual: frozenset[int] = frozenset()
+    whole: frozenset[tuple[str, int]] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.residual <= set(range(1, self.codecs)):
@@ -63,14 +66,15 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """The number of configurations: what a component offers, to the power of L.
+        """The number of configurations: the product of what each component offers.
 
         It offers every partition (the Bell number of T) with every method, but all tasks apart only once; and all that
-        with every codec. With a residual codec it offers every partition but one group, and with every method.
+        with every codec. With a residual codec it offers every partition but one group, and with every method; with
+        one that quantises none of its tensors, nothing.
         """
-        whole = self.codecs - len(self.residual)
+        plain = self.codecs - len(self.residual)
         if self.merged:
-            return int(((self.methods if len(self.tasks) > 1 else 1) * whole) ** len(self.searched))
+            return int(((self.methods if len(self.tasks) > 1 else 1) * plain) ** len(self.searched))
         row = [1]
         for _ in self.tasks[1:]:
             extended = [row[-1]]
@@ -78,7 +82,9 @@ class SearchSpace:
                 extended.append(extended[-1] + entry)
             row = extended
         grouped = (row[-1] - 1) * self.methods
-        return int(((grouped + 1) * whole + grouped * len(self.residual)) ** len(self.searched))
+        names = [self.components[index] for index in self.searched]
+        differing = [sum((name, codec) not in self.whole for codec in self.residual) for name in names]
+        return prod(int((grouped + 1) * plain + grouped * count) for count in differing)
 
     @cached_property
     def searched(self) -> tuple[int, ...]:
@@ -126,7 +132,8 @@ class SearchSpace:
     def _codec(self, component: str, partition: Partition, codec: int) -> int:
         """Returns a component's codec: the first where there is no choice, or no difference to store."""
         number = int(codec) % self.codecs
-        return 0 if component in self.shared or (number in self.residual and max(partition) == 0) else number
+        no_difference = number in self.residual and (max(partition) == 0 or (component, number) in self.whole)
+        return 0 if component in self.shared or no_difference else number
 
     def _merges(self, partition: Partition, codec: int) -> bool:
         """Returns whether a method matters: where a group is merged, or all are for differences to be taken from."""
@@ -283,23 +290,28 @@ class SearchSpace:
                 configuration.method(index),
                 configuration.codec(index),
             )
-            change = self._change(column, codec, rng) if steps else ""
+            change = self._change(index, column, codec, rng) if steps else ""
             columns.append(neighbour(column, rng) if change == "partition" else column)
-            methods.append(_other(method, self.methods, rng) if change == "method" else method)
-            codecs.append(_other(codec, self.codecs, rng) if change == "codec" else codec)
+            methods.append(_other(method, range(self.methods), rng) if change == "method" else method)
+            codecs.append(_other(codec, self._offered(index), rng) if change == "codec" else codec)
         return self.configuration(columns, methods, codecs)
 
-    def _change(self, column: Partition, codec: int, rng: np.random.Generator) -> str:
+    def _offered(self, index: int) -> list[int]:
+        """Returns the codecs that a component may be stored by in some partition."""
+        name = self.components[index]
+        return [codec for codec in range(self.codecs) if (name, codec) not in self.whole]
+
+    def _change(self, index: int, column: Partition, codec: int, rng: np.random.Generator) -> str:
         """Returns what a step changes: the partition, the method or the codec."""
         offered = {
             "partition": not self.merged,
             "method": self.methods > 1 and self._merges(column, codec),
-            "codec": self.codecs > 1,
+            "codec": len(self._offered(index)) > 1,
         }
         kinds = [kind for kind, possible in offered.items() if possible]
         return kinds[int(rng.integers(len(kinds)))] if len(kinds) > 1 else "".join(kinds)
 
 
-def _other(number: int, count: int, rng: np.random.Generator) -> int:
-    """Returns another of the numbers below `count`, drawn evenly."""
-    return (number + int(rng.integers(1, count))) % count
+def _other(number: int, offered: Sequence[int], rng: np.random.Generator) -> int:
+    """Returns another of the rising numbers that are offered, drawn evenly."""
+    return offered[(offered.index(number) + int(rng.integers(1, len(offered)))) % len(offered)]

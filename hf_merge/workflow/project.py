@@ -86,8 +86,14 @@ class Project:
         shared = frozenset(component.name for component in self.components if component.shared)
         names, merged = tuple(component.name for component in self.components), self.recipe.search.grouping == "merged"
         residual = frozenset(index for index, codec in enumerate(self.codecs) if codec.residual)
+        whole = frozenset(
+            (component.name, index)
+            for index in residual
+            for component in self.components
+            if not self.codecs[index].quantises_any({name: self.family.shapes[name] for name in component.tensors})
+        )
         tasks = tuple(self.family.tasks)
-        return SearchSpace(names, tasks, shared, len(self.methods), merged, len(self.codecs), residual)
+        return SearchSpace(names, tasks, shared, len(self.methods), merged, len(self.codecs), residual, whole)
 
     def places(self) -> dict[str, Place]:
         """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""

@@ -173,6 +173,31 @@ def test_variation_stays_in_canonical_form_with_differences(seed: int) -> None:
     assert RESIDUAL.mutate(parents[0], rng).codecs[0] in range(3)
 
 
+WITH_NORMS = SearchSpace(
+    ("mlp", "norms"), ("a", "b", "c"), codecs=4, residual=frozenset({2, 3}), whole=frozenset({("norms", 2)})
+)
+
+
+def test_a_codec_that_quantises_nothing_of_a_component_is_the_first() -> None:
+    apart = [(0, 1, 2)] * 2
+    assert WITH_NORMS.configuration(apart, codecs=[2, 2]) == WITH_NORMS.configuration(apart, codecs=[2, 0])
+    assert WITH_NORMS.configuration(apart, codecs=[3, 3]).codecs == (3, 3)
+
+
+def test_the_size_leaves_out_codecs_that_quantise_nothing() -> None:
+    assert WITH_NORMS.size == (5 * 2 + 4 * 2) * (5 * 2 + 4)
+    rng = np.random.default_rng(0)
+    drawn = {WITH_NORMS.random(rng) for _ in range(20_000)}
+    assert len(drawn) == WITH_NORMS.size
+
+
+def test_a_step_never_takes_a_codec_that_quantises_nothing() -> None:
+    start = WITH_NORMS.uniform((0, 1, 1), codec=1)
+    changed = {WITH_NORMS.mutate(start, np.random.default_rng(seed)) for seed in range(300)}
+    alone = {child.codecs[1] for child in changed if child.grouping == start.grouping and child.codecs[0] == 1}
+    assert start not in changed and alone == {0, 3}
+
+
 @pytest.mark.parametrize("residual", [{0}, {3}])
 def test_a_space_refuses_a_residual_codec_that_cannot_be(residual: set[int]) -> None:
     with pytest.raises(ValueError, match="cannot be residual; the first never is"):

@@ -83,13 +83,23 @@ def test_one_task_is_loaded_from_its_difference_and_the_shared_expert(run: Path)
     assert {entry.id for entry in member.experts} == member.chain_map.experts_of([task])
 
 
+def test_what_no_codec_quantises_has_no_shared_expert(tiny_family: Families) -> None:
+    recipe = _recipe(tiny_family("distilbert"))
+    with open_project(recipe) as project:
+        keys = new_builder(project).keys(project.space().all_separate(codec=2))
+    norms = {key for key in keys if key.component == "norm"}
+    assert {key.reference for key in norms} == {None} and {key.codec for key in norms} == {project.codecs[0]}
+    assert all(len(key.members) == 1 for key in norms)
+    assert any(key.reference is not None for key in keys)
+
+
 def test_a_difference_is_taken_from_the_shared_expert_as_decoded(tiny_family: Families) -> None:
     with open_project(_recipe(tiny_family("distilbert"))) as project:
         builder, space = new_builder(project), project.space()
         wanted = space.all_separate(codec=1)
         for key in builder.keys(wanted):
             if key.reference is None:
-                assert key.members == builder.tasks
+                assert key.members == builder.tasks or key.component == "norm"
                 continue
             shared, decoded, expert = builder.decoded(key.reference), builder.decoded(key), builder.expert(key)
             for name, weight in decoded.items():
@@ -107,9 +117,9 @@ def test_a_shared_expert_is_counted_once(tiny_family: Families) -> None:
     with open_project(_recipe(tiny_family("distilbert"))) as project:
         builder, space = new_builder(project), project.space()
         keys = builder.keys(space.all_separate(codec=2))
-        shared = [key for key in keys if key.reference is None]
-        assert len(shared) == len(space.components)
-        assert len(keys) == len(space.components) * (1 + len(space.tasks))
+        shared = [key for key in keys if key.reference is None and key.component != "norm"]
+        assert len(shared) == len(space.components) - 1
+        assert len(keys) == len(shared) * (1 + len(space.tasks)) + len(space.tasks)
         assert {key.reference for key in keys if key.reference is not None} == set(shared)
         before = builder.cost(space.all_separate(codec=2))
         for key in keys:

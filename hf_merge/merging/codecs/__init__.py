@@ -77,6 +77,10 @@ class CodecSpec(Spec):
         """Whether it stores differences from shared experts."""
         return get(self.name).residual
 
+    def quantises_any(self, shapes: Mapping[str, Shape]) -> bool:
+        """Returns whether it stores any of these tensors quantised, as far as names and shapes say."""
+        return any(get(self.name).quantises(name, shape, self.mapping) for name, shape in shapes.items())
+
 
 def available() -> dict[str, Codec]:
     """Returns every codec by name, sorted."""
