@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from hf_merge.merging.codecs._grids import Doubles, best_grid
+from hf_merge.merging.codecs._matrices import columns_of, largest_scale
 from hf_merge.merging.codecs._packing import HALVES, PAIRS, Bytes, Floats, Packing
-from hf_merge.merging.codecs._rows import PackedRows, columns_of, largest_scale
+from hf_merge.merging.codecs._rows import PackedRows
 from hf_merge.merging.components import Shape
 
 
@@ -39,6 +40,11 @@ def bits_of(stored: Tensor, shape: Shape) -> int:
         shape: The tensor's own shape, of three columns or more.
     """
     return 2 if stored.shape[-1:] == (PAIRS.width(columns_of(shape)),) else 4
+
+
+def packed(name: str, rows: Tensor, bits: int) -> dict[str, Tensor]:
+    """Returns rows float32 [rows, columns] in 2 or 4 bits as `name` uint8 [rows, width], with `.scale` [rows]."""
+    return LAYOUTS[bits].pack(name, rows, partial(midrise, bits=bits))
 
 
 def midrise(rows: Floats, bits: int) -> tuple[Bytes, Floats]:

@@ -14,34 +14,22 @@ Source: MERGE, arXiv 2602.06552, Eq. 8 for what it takes; per-row scales by leas
 import numpy as np
 from torch import Tensor
 
-from hf_merge.merging.codecs import Codec
 from hf_merge.merging.codecs._grids import Doubles, best_grid
 from hf_merge.merging.codecs._packing import Bytes, Floats, Packing
-from hf_merge.merging.codecs._rows import PARTS, PackedRows
+from hf_merge.merging.codecs._rows import PackedRows
 from hf_merge.merging.settings import Settings
 
 
 _LOW, _HIGH = -8, 7
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of a row's largest magnitude
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-_LAYOUT = PackedRows(
+_ROWS = PackedRows(
     Packing(base=16, per_byte=2, filler=-_LOW), levels=tuple(range(_LOW, _HIGH + 1)), highest=1, positive=True
 )
 
 
-def encode(name: str, weight: Tensor, source_range: Tensor | None, settings: Settings) -> dict[str, Tensor]:
-    """Returns the packed rows uint8 [rows, ceil(columns / 2)] with scale [rows] and shape, or the weight itself.
-
-    Args:
-        name: The tensor's name.
-        weight: float32 of any shape, only read.
-        source_range: Ignored: whether merging widened a tensor says little where four bits hold it.
-        settings: None are known.
-
-    Raises:
-        NonFiniteWeights: A weight is NaN or infinite.
-    """
-    return _LAYOUT.encode(name, weight, settings, _fitted)
+def _pack(name: str, matrix: Tensor, settings: Settings) -> dict[str, Tensor]:
+    return _ROWS.pack(name, matrix, _fitted)
 
 
 def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
@@ -57,14 +45,6 @@ def _nearest(ratio: Doubles) -> Doubles:
     return np.clip(np.rint(ratio, out=ratio), _LOW, _HIGH, out=ratio)
 
 
-CODEC = Codec(
-    name="int4",
-    encode=encode,
-    decode=_LAYOUT.decode,
-    quantises=_LAYOUT.quantises,
-    cost=_LAYOUT.cost,
-    hyperparameters=(),
-    summary="Matrices in 4 bits with a scale for each row, the rest in float32.",
-    parts=PARTS,
-    fault=_LAYOUT.fault,
+CODEC = _ROWS.laid_out(_pack).codec(
+    name="int4", summary="Matrices in 4 bits with a scale for each row, the rest in float32.", residual=False
 )

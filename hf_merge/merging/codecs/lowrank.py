@@ -25,23 +25,19 @@ Source: task vectors cut off at a rank are those of TSV, arXiv 2412.00081; Eckar
 """
 
 from collections.abc import Iterator, Mapping
-from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_merge.merging.codecs import Codec
 from hf_merge.merging.codecs._grids import Doubles
+from hf_merge.merging.codecs._matrices import Layout, columns_of, scale_fault
 from hf_merge.merging.codecs._packing import Bytes, Floats
-from hf_merge.merging.codecs._rows import columns_of, incomplete, may_pack, refuse, scale_fault, shape_of
 from hf_merge.merging.components import Shape
-from hf_merge.merging.ranges import extremes
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
-_PARTS = (".scale", ".right", ".shape")
 _OFFSET, _HIGHEST = 128, 127
 _MOST_RANK = 4096  # 127 * 127 * 2^24 * 4096 is below 2^53: sums of so many products are exact
 _DIGITS = 24  # of a float32
@@ -51,77 +47,34 @@ _BLOCK = 1 << 15  # weights that are decoded at once: their float64 copies stay 
 _ROWS = 4096  # rows that are taken to float64 at once
 
 
-def encode(name: str, weight: Tensor, source_range: Tensor | None, settings: Settings) -> dict[str, Tensor]:
-    """Returns left uint8 [rows, k] and right uint8 [k, columns] with scale [k] and shape, or the weight itself.
-
-    Args:
-        name: The tensor's name.
-        weight: The difference, float32 of any shape, only read.
-        source_range: Ignored.
-        settings: `rank`.
-
-    Raises:
-        NonFiniteWeights: A weight is NaN or infinite.
-    """
-    shape = tuple(weight.shape)
-    extremes(name, weight)
-    if not quantises(name, shape, settings):
-        return {name: weight}
-    matrix = weight.reshape(shape[0], -1).contiguous().numpy()
-    right, _ = _rounded(_right_vectors(matrix, _rank(shape, settings)))
+def _pack(name: str, matrix: Tensor, settings: Settings) -> dict[str, Tensor]:
+    weights = matrix.numpy()
+    right, _ = _rounded(_right_vectors(weights, _rank(tuple(matrix.shape), settings)))
     coefficients = right.T @ np.linalg.pinv(right @ right.T, hermitian=True)
-    fitted = np.concatenate([rows @ coefficients for rows in _doubles(matrix)])
+    fitted = np.concatenate([rows @ coefficients for rows in _doubles(weights)])
     left, scale = _rounded(fitted.T)
     return {
         name: torch.from_numpy(_shifted(left.T)),
         f"{name}.scale": torch.from_numpy(_lowered(scale).astype(np.float32)),
         f"{name}.right": torch.from_numpy(_shifted(right)),
-        f"{name}.shape": torch.tensor(shape, dtype=torch.int32),
     }
 
 
-def decode(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Returns the product as float32 of the tensor's own shape, or the tensor itself where it was stored in full.
-
-    Raises:
-        UntrustedContentError: The parts are not what `encode` writes.
-    """
-    stored = tensors[name]
-    if stored.dtype != torch.uint8:
-        return stored
-    refuse(name, fault(name, tensors))
-    shape = shape_of(name, tensors)
+def _unpack(name: str, tensors: Mapping[str, Tensor], shape: Shape) -> Tensor:
     right = _numbers(tensors[f"{name}.right"].numpy()) * tensors[f"{name}.scale"].numpy()[:, None]
-    left, weight = stored.numpy(), np.empty((shape[0], right.shape[1]), dtype=np.float32)
+    left, weight = tensors[name].numpy(), np.empty((shape[0], right.shape[1]), dtype=np.float32)
     step = max(1, _BLOCK // right.shape[1])
     for at in range(0, len(weight), step):
         weight[at : at + step] = _numbers(left[at : at + step]) @ right
-    return torch.from_numpy(weight).view(shape)
+    return torch.from_numpy(weight)
 
 
-def quantises(name: str, shape: Shape, settings: Settings) -> bool:
-    """Returns whether such a tensor is quantised: if it may be, and becomes cheaper."""
-    return may_pack(name, shape) and cost(shape, True, settings) < cost(shape, False, settings)
+def _takes(shape: Shape, settings: Settings) -> float:
+    """Returns a quarter of both matrices, and a scale for each k."""
+    return _rank(shape, settings) * ((shape[0] + columns_of(shape)) / 4 + 1)
 
 
-def cost(shape: Shape, quantised: bool, settings: Settings) -> float:
-    """Returns a quarter of both matrices, a scale for each k and the shape, or all elements where not quantised."""
-    if not quantised:
-        return float(prod(shape))
-    return _rank(shape, settings) * ((shape[0] + columns_of(shape)) / 4 + 1) + len(shape)
-
-
-def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Returns what is wrong with a stored tensor (the end of a sentence), or None where `encode` may have written it.
-
-    Args:
-        name: The tensor's name.
-        tensors: Encoded tensors by stored name.
-    """
-    why = incomplete(name, tensors, _PARTS)
-    if why is not None or tensors[name].dtype != torch.uint8:
-        return why
-    shape = shape_of(name, tensors)
+def _misfit(name: str, tensors: Mapping[str, Tensor], shape: Shape) -> str | None:
     left, right, scale = tensors[name], tensors[f"{name}.right"], tensors[f"{name}.scale"]
     rank = len(scale) if scale.ndim == 1 else 0
     fits = left.shape == (shape[0], rank) and right.shape == (rank, columns_of(shape))
@@ -197,12 +150,9 @@ def _doubles(matrix: Floats) -> Iterator[NDArray[np.float64]]:
     return (matrix[at : at + _ROWS].astype(np.float64) for at in range(0, len(matrix), _ROWS))
 
 
-CODEC = Codec(
+CODEC = Layout(_pack, _unpack, _takes, _misfit, parts=(".scale", ".right", ".shape")).codec(
     name="lowrank",
-    encode=encode,
-    decode=decode,
-    quantises=quantises,
-    cost=cost,
+    summary="Matrices as a low-rank difference from the shared expert, its two factors in 8 bits.",
     hyperparameters=(
         Hyperparameter(
             "rank",
@@ -213,8 +163,5 @@ CODEC = Codec(
             help="The rank of the product; a matrix with fewer rows or columns has as many as these.",
         ),
     ),
-    summary="Matrices as a low-rank difference from the shared expert, its two factors in 8 bits.",
-    parts=_PARTS,
-    fault=fault,
     residual=True,
 )

@@ -14,29 +14,17 @@ Source: BitDelta, arXiv 2402.10193, which has one scale a tensor.
 import numpy as np
 from torch import Tensor
 
-from hf_merge.merging.codecs import Codec
 from hf_merge.merging.codecs._grids import mean_magnitudes
 from hf_merge.merging.codecs._packing import BITS, Bytes, Floats
-from hf_merge.merging.codecs._rows import PARTS, PackedRows
+from hf_merge.merging.codecs._rows import PackedRows
 from hf_merge.merging.settings import Settings
 
 
-_LAYOUT = PackedRows(BITS, levels=(1, -1), highest=1)
+_ROWS = PackedRows(BITS, levels=(1, -1), highest=1)
 
 
-def encode(name: str, weight: Tensor, source_range: Tensor | None, settings: Settings) -> dict[str, Tensor]:
-    """Returns the packed rows uint8 [rows, ceil(columns / 8)] with scale [rows] and shape, or the weight itself.
-
-    Args:
-        name: The tensor's name.
-        weight: The difference, float32 of any shape, only read.
-        source_range: Ignored.
-        settings: None are known.
-
-    Raises:
-        NonFiniteWeights: A weight is NaN or infinite.
-    """
-    return _LAYOUT.encode(name, weight, settings, _fitted)
+def _pack(name: str, matrix: Tensor, settings: Settings) -> dict[str, Tensor]:
+    return _ROWS.pack(name, matrix, _fitted)
 
 
 def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
@@ -44,15 +32,8 @@ def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
     return (rows < 0).view(np.uint8), mean_magnitudes(np.abs(rows), every)
 
 
-CODEC = Codec(
+CODEC = _ROWS.laid_out(_pack).codec(
     name="sign",
-    encode=encode,
-    decode=_LAYOUT.decode,
-    quantises=_LAYOUT.quantises,
-    cost=_LAYOUT.cost,
-    hyperparameters=(),
     summary="Matrices as the signs of the differences from the shared expert, in 1 bit a weight.",
-    parts=PARTS,
-    fault=_LAYOUT.fault,
     residual=True,
 )

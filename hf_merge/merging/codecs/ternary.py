@@ -17,30 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_merge.merging.codecs import Codec
 from hf_merge.merging.codecs._grids import mean_magnitudes
 from hf_merge.merging.codecs._packing import TRITS, Bytes, Floats
-from hf_merge.merging.codecs._rows import PARTS, PackedRows, columns_of
+from hf_merge.merging.codecs._rows import PackedRows
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
-_LAYOUT = PackedRows(TRITS, levels=(0, 1, -1), highest=1)
+_ROWS = PackedRows(TRITS, levels=(0, 1, -1), highest=1)
 
 
-def encode(name: str, weight: Tensor, source_range: Tensor | None, settings: Settings) -> dict[str, Tensor]:
-    """Returns the packed rows uint8 [rows, ceil(columns / 5)] with scale [rows] and shape, or the weight itself.
-
-    Args:
-        name: The tensor's name.
-        weight: The difference, float32 of any shape, only read.
-        source_range: Ignored.
-        settings: `density`.
-
-    Raises:
-        NonFiniteWeights: A weight is NaN or infinite.
-    """
-    kept = max(1, round(float(settings["density"]) * columns_of(tuple(weight.shape))))
-    return _LAYOUT.encode(name, weight, settings, partial(_fitted, kept=kept))
+def _pack(name: str, matrix: Tensor, settings: Settings) -> dict[str, Tensor]:
+    kept = max(1, round(float(settings["density"]) * matrix.shape[1]))
+    return _ROWS.pack(name, matrix, partial(_fitted, kept=kept))
 
 
 def _fitted(rows: Floats, kept: int) -> tuple[Bytes, Floats]:
@@ -62,12 +50,9 @@ def _largest(magnitudes: Floats, kept: int) -> NDArray[np.bool_]:
     return chosen
 
 
-CODEC = Codec(
+CODEC = _ROWS.laid_out(_pack).codec(
     name="ternary",
-    encode=encode,
-    decode=_LAYOUT.decode,
-    quantises=_LAYOUT.quantises,
-    cost=_LAYOUT.cost,
+    summary="Matrices as the signs of each row's largest differences from the shared expert, in 1.6 bits a weight.",
     hyperparameters=(
         Hyperparameter(
             "density",
@@ -78,8 +63,5 @@ CODEC = Codec(
             help="The share of each row's weights that is kept, those of largest magnitude.",
         ),
     ),
-    summary="Matrices as the signs of each row's largest differences from the shared expert, in 1.6 bits a weight.",
-    parts=PARTS,
-    fault=_LAYOUT.fault,
     residual=True,
 )
