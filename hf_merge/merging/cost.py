@@ -8,15 +8,14 @@ Source: MERGE, arXiv 2602.06552, Eq. 8.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import inf, isfinite
 from numbers import Real
 
 from hf_merge.errors import BudgetError
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
-from hf_merge.merging.components import Component, Shape
-from hf_merge.merging.grouping import Grouping, groups
+from hf_merge.merging.components import Shape
 
 
 FULL_BITS = 32
@@ -39,37 +38,6 @@ def stored_parameters(shapes: Mapping[str, Shape], codec: CodecSpec, refused: Co
         implementation.cost(shape, implementation.quantises(name, shape, settings) and name not in refused, settings)
         for name, shape in shapes.items()
     )
-
-
-def configuration_cost(
-    components: Sequence[Component],
-    shapes: Mapping[str, Shape],
-    grouping: Grouping,
-    codec: CodecSpec,
-    *,
-    parameters: int,
-    head_parameters: int = 0,
-    shared: CodecSpec | None = None,
-) -> float:
-    """Returns the cost C of a configuration in which every tensor that the codec can store passes the criterion.
-
-    Args:
-        components: The partition of the backbone.
-        shapes: The shape of every backbone tensor.
-        grouping: One partition of the tasks per component.
-        codec: How every expert is stored.
-        parameters: d, the parameters of the base backbone as saved.
-        head_parameters: Parameters of all heads trained per task together.
-        shared: How the shared expert of every component is stored, where `codec` stores differences from it; a
-            component of one group is that expert alone.
-    """
-    stored = 0.0
-    for component, partition in zip(components, grouping, strict=True):
-        own, count = {name: shapes[name] for name in component.tensors}, len(groups(partition))
-        alone = shared is not None and count == 1
-        stored += 0.0 if alone else count * stored_parameters(own, codec)
-        stored += 0.0 if shared is None else stored_parameters(own, shared)
-    return normalised(stored + head_parameters, parameters)
 
 
 def normalised(stored: float, parameters: int) -> float:

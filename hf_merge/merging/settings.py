@@ -21,6 +21,11 @@ Setting = float | str
 Settings = Mapping[str, Setting]
 
 
+def spelled(setting: Setting) -> str:
+    """Returns a setting as people write it: a whole number without a point."""
+    return f"{setting:.0f}" if isinstance(setting, float) and setting.is_integer() else str(setting)
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """One setting of a merge method or codec: a number in a range, one of several words or numbers, or a name.

@@ -161,7 +161,9 @@ def _check_use(chain_map: ChainMap) -> None:
     everywhere = set().union(*used.values())
     for index, expert in enumerate(chain_map.experts):
         if expert.id not in everywhere:
-            raise _broken(f"experts[{index}]", f"the expert '{expert.id}' is in no chain, and none there needs it")
+            raise _broken(
+                f"experts[{index}]", f"the expert '{expert.id}' is in no chain, and no reference there names it"
+            )
         idle = next((task for task in expert.members or used if expert.id not in used[task]), None)
         if idle is not None:
             raise _broken(f"experts[{index}].members", f"the chain of '{idle}' does not use '{expert.id}'")

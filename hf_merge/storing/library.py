@@ -70,13 +70,15 @@ class Member:
         Raises:
             CheckpointDamaged: There is no map.
             DigestMismatch: The map has another SHA-256.
-            UntrustedContentError: The map breaks a rule of the format.
+            UntrustedContentError: The map breaks a rule of the format, or names a codec that this version does not
+                know.
             InputError: A task is unknown or named twice, or there is none.
         """
         self.folder, self.source = folder, source or str(folder)
         self.chain_map: ChainMap = member_files.read_map(folder, self.source, map_sha256)
         self.tasks = member_files.choose_tasks(self.chain_map, tasks)
         self.files = member_files.needed_files(self.chain_map, self.tasks)
+        self._codecs = {entry.id: self._codec(entry) for entry in self.chain_map.experts}
         self._checked: dict[str, tuple[int, int, int]] = {}
 
     @property
@@ -128,7 +130,7 @@ class Member:
             DigestMismatch: The shard is not the one that the map was written for.
             MalformedChainMap: The shard does not hold the expert that the map describes.
         """
-        codec = self._codec(entry)
+        codec = self._codecs[entry.id]
         stored = self._stored(entry, entry.id, self._names(entry), codec.name)
         return EncodedExpert(codec, dict(stored), entry.reference)
 
@@ -164,7 +166,7 @@ class Member:
 
     def _decoded(self, entry: ExpertEntry, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yields an expert's weights by name; a difference is added to its shared expert tensor by tensor."""
-        codec = self._codec(entry)
+        codec = self._codecs[entry.id]
         stored = self._stored(entry, entry.id, names, codec.name)
         if entry.reference is None:
             for name, tensors in stored:
@@ -185,10 +187,11 @@ class Member:
         try:
             codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
         except RecipeError as error:
-            raise MalformedChainMap(
-                f"{self.source}: expert '{entry.id}': {error} hf-merge {self.chain_map.library_version} wrote it, and "
-                f"this is {VERSION}. Update hf-merge?"
-            ) from error
+            writer = self.chain_map.library_version
+            told = f"hf-merge {writer} wrote it, and this is {VERSION}: update hf-merge."
+            if writer == VERSION:
+                told = f"It says that hf-merge {writer} wrote it, which has no such codec: {MAP_FILE} was changed."
+            raise MalformedChainMap(f"{self.source}: expert '{entry.id}': {error} {told}") from error
         if codec.residual != (entry.reference is not None):
             difference = f"'{entry.reference}'" if entry.reference is not None else "nothing"
             raise MalformedChainMap(

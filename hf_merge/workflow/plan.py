@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import unplaced
-from hf_merge.merging.cost import bytes_of, configuration_cost
-from hf_merge.merging.grouping import Grouping
+from hf_merge.merging.cost import bytes_of
 from hf_merge.recipe import Recipe
+from hf_merge.searching.building import ExpertBuilder
 from hf_merge.storing import hub
 from hf_merge.workflow.configurations import kept_bytes
 from hf_merge.workflow.project import Project, open_project
@@ -54,7 +53,7 @@ class Plan:
         cost_all_merged: C of one expert per component, if every tensor passes the range criterion.
         cost_all_separate: C of one expert per component and task.
         cost_by_codec: The same stored by each codec of the recipe, shared experts counted in where it stores
-            differences; pairs of codec and C.
+            differences, and by the first where there are none to store; pairs of codec and C.
         saved_bits: Bits in which most of the base's weights are saved.
         member_bytes: What the cheapest and the dearest configuration take on disk.
         memory_bytes: Peak memory: imports, one assembled model, experts kept, one component in work.
@@ -102,8 +101,10 @@ def _plan(project: Project) -> Plan:
     family, recipe = project.family, project.recipe
     placed = project.places()
     space = project.space()
-    apart = space.all_separate().grouping
-    merged, separate = (_cost(project, grouping, project.codec) for grouping in (space.all_merged().grouping, apart))
+    # Nothing is built by it, so every tensor counts as if it passed the range criterion.
+    builder = ExpertBuilder(family, project.components, project.methods, project.codecs, limit_bytes=0)
+    merged = builder.cost(space.all_merged())
+    separate, *_ = costs = [builder.cost(space.all_separate(codec)) for codec in range(space.codecs)]
     positions = recipe.search.max_length or _POSITIONS.get(project.kind, _TOKENS)
     return Plan(
         base=family.base.source,
@@ -126,25 +127,12 @@ def _plan(project: Project) -> Plan:
         unplaced=unplaced(placed),
         cost_all_merged=merged,
         cost_all_separate=separate,
-        cost_by_codec=tuple((codec.as_json(), _cost(project, apart, codec)) for codec in project.codecs),
+        cost_by_codec=tuple(zip([codec.as_json() for codec in project.codecs], costs, strict=True)),
         saved_bits=_saved_bits(project),
         member_bytes=(bytes_of(merged, family.parameters), bytes_of(separate, family.parameters)),
         memory_bytes=_memory(project),
         forward_seconds=_forward_seconds(project, positions),
         assumed_positions=positions,
-    )
-
-
-def _cost(project: Project, grouping: Grouping, codec: CodecSpec) -> float:
-    family = project.family
-    return configuration_cost(
-        project.components,
-        family.shapes,
-        grouping,
-        codec,
-        parameters=family.parameters,
-        head_parameters=family.head_parameters(),
-        shared=project.codec if codec.residual else None,
     )
 
 

@@ -12,7 +12,7 @@ from hf_merge.storing import hub
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import MAP_FILE, Member
 from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, unfinished
-from hf_merge.workflow.tables import front_json, front_table, text_table
+from hf_merge.workflow.tables import front_json, front_table, settings_text, text_table
 
 
 def show(
@@ -77,7 +77,14 @@ def _member_json(chain_map: ChainMap) -> dict[str, Any]:
         "granularity": chain_map.granularity,
         "components": [component.name for component in chain_map.components],
         "experts": [
-            {"id": expert.id, "component": expert.component, "members": list(expert.members), "bytes": expert.bytes}
+            {
+                "id": expert.id,
+                "component": expert.component,
+                "members": list(expert.members),
+                "codec": dict(expert.codec),
+                "reference": expert.reference,
+                "bytes": expert.bytes,
+            }
             for expert in chain_map.experts
         ],
         "chains": {task: list(chain) for task, chain in chain_map.chains.items()},
@@ -89,14 +96,23 @@ def _member_json(chain_map: ChainMap) -> dict[str, Any]:
 
 def _member_table(chain_map: ChainMap) -> str:
     rows = [
-        [expert.id, ", ".join(expert.members) or "(the base)", f"{expert.bytes:,}"] for expert in chain_map.experts
+        [
+            expert.id,
+            ", ".join(expert.members) or "(the base)",
+            settings_text(expert.codec),
+            expert.reference or "",
+            f"{expert.bytes:,}",
+        ]
+        for expert in chain_map.experts
     ]
+    weights = sum(expert.bytes for expert in chain_map.experts) + sum(head.bytes for head in chain_map.heads.values())
     scores = ", ".join(f"{task} {score:.4f}" for task, score in chain_map.performance.items())
     return (
         f"{chain_map.id}: {len(chain_map.chains)} tasks on {chain_map.base.repo}, C = {chain_map.cost:.4f}\n"
-        f"on disk: {_bytes(chain_map, 'experts-'):,} bytes of shards, which C counts, "
-        f"and {_bytes(chain_map, 'router.'):,} bytes of router, which are overhead\n"
-        f"validation scores: {scores}\n\n" + text_table(("expert", "members", "bytes"), rows)
+        f"on disk: {weights:,} bytes of experts and heads, which C counts, in shards of "
+        f"{_bytes(chain_map, 'experts-'):,} with their headers; {_bytes(chain_map, 'router.'):,} bytes of router\n"
+        f"validation scores: {scores}\n\n"
+        + text_table(("expert", "members", "stored as", "difference from", "bytes"), rows)
     )
 
 

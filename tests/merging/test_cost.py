@@ -1,6 +1,6 @@
 """Storage cost: the paper's published figures from shapes alone, and budgets read as people write them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import nan, prod
 
 import numpy as np
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hf_merge.errors import BudgetError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import Component, Shape, cut, decompose, places
-from hf_merge.merging.cost import bytes_of, configuration_cost, normalised, parse_budget, stored_parameters
-from hf_merge.merging.grouping import all_merged, all_separate, canonical
+from hf_merge.merging.cost import bytes_of, normalised, parse_budget, stored_parameters
+from hf_merge.merging.grouping import Grouping, all_merged, all_separate, canonical, groups
 
 
 INT8, FULL = CodecSpec.resolve("int8"), CodecSpec.resolve("full")
@@ -102,6 +102,23 @@ def linear(name: str, rows: int, columns: int) -> Shapes:
 
 def size(shapes: Mapping[str, Shape]) -> int:
     return sum(map(prod, shapes.values()))
+
+
+def configuration_cost(
+    components: Sequence[Component],
+    shapes: Shapes,
+    grouping: Grouping,
+    codec: CodecSpec,
+    *,
+    parameters: int,
+    head_parameters: int = 0,
+) -> float:
+    """C of a configuration, from shapes alone."""
+    stored = sum(
+        len(groups(partition)) * stored_parameters({name: shapes[name] for name in component.tensors}, codec)
+        for component, partition in zip(components, grouping, strict=True)
+    )
+    return normalised(stored + head_parameters, parameters)
 
 
 def paper_cost(shapes: Shapes, split: tuple[str, ...], *, parameters: int, head_parameters: int = 0) -> float:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import combinations
 from math import prod
 from pathlib import Path
@@ -31,6 +30,7 @@ from hf_merge.storing.library import MAP_FILE, Member
 from hf_merge.storing.member_writing import MemberContent, write_member
 from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.tensors import sha256_of
+from hf_merge.version import VERSION
 from tests.storing.members import FULL, INT8, MIXED, SHARD, built, content_of, cut, flip
 
 
@@ -270,11 +270,19 @@ def test_a_head_is_never_quantised(folder: Path) -> None:
         Member(folder).head("animals")
 
 
-def test_an_unknown_codec_is_refused(folder: Path) -> None:
-    member = Member(folder)
-    entry = replace(member.chain_map.experts[0], codec={"name": "int3"})
-    with pytest.raises(MalformedChainMap, match=r"Unknown codec 'int3'.*Update hf-merge"):
-        member.expert(entry)
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("9.9.9", rf"Unknown codec 'int3'.*hf-merge 9\.9\.9 wrote it, and this is {VERSION}: update hf-merge\.$"),
+        (VERSION, rf"Unknown codec 'int3'.*hf-merge {VERSION} wrote it, which has no such codec: .* was changed\.$"),
+    ],
+)
+def test_an_unknown_codec_is_refused_before_anything_is_read(version: str, message: str, folder: Path) -> None:
+    document = json.loads((folder / MAP_FILE).read_text())
+    document["library_version"], document["experts"][0]["codec"] = version, "int3"
+    (folder / MAP_FILE).write_bytes(dumps(document))
+    with pytest.raises(MalformedChainMap, match=message):
+        Member(folder)
 
 
 def forge(folder: Path, tensors: Tensors, head: str = "") -> None:

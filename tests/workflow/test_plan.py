@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_merge.errors import ModelMismatch
+from hf_merge.merging.cost import normalised
 from hf_merge.recipe import Recipe
 from hf_merge.workflow.configurations import new_builder
 from hf_merge.workflow.plan import plan
@@ -74,10 +75,15 @@ def test_every_codec_has_its_cost_shared_experts_among_them(tiny_run: TinyRun) -
     found = plan(recipe)
     with open_project(recipe) as project:
         space, builder = project.space(), new_builder(project)
-        exact = [builder.cost(space.all_separate(codec)) for codec in range(3)]
+        built = [[builder.expert(key) for key in builder.keys(space.all_separate(codec))] for codec in range(3)]
+        heads = project.family.head_parameters()
+        exact = [
+            normalised(sum(each.nbytes for each in experts) / 4 + heads, project.family.parameters)
+            for experts in built
+        ]
     assert [cost for _, cost in found.cost_by_codec] == pytest.approx(exact)
     assert [codec["name"] for codec, _ in found.cost_by_codec] == ["int8", "delta", "int4"]
-    assert "all separate by the other codecs, C: delta (bits 4" in plan_table(found)
+    assert "all separate by the other codecs, C: delta (bits 4) " in plan_table(found)
     assert "other codecs" not in plan_table(plan(tiny_run.recipe))
 
 

@@ -20,6 +20,7 @@ from hf_merge.workflow.project import open_project
 from hf_merge.workflow.refine import refine
 from hf_merge.workflow.run_folder import read_run
 from hf_merge.workflow.search import search
+from hf_merge.workflow.show import show
 from tests.tiny_models import TinyFamily
 from tests.workflow.test_build import require_the_logits_of_the_search
 
@@ -174,7 +175,14 @@ def test_a_codec_that_does_not_fit_its_reference_is_refused(run: Path) -> None:
     expert = next(expert for expert in document["experts"] if "reference" in expert)
     expert["codec"], expert["codec_settings"] = "full", {}
     (folder / "chains.json").write_text(json.dumps(document))
-    member = Member(folder)
-    entry = next(entry for entry in member.chain_map.experts if entry.id == expert["id"])
     with pytest.raises(MalformedChainMap, match=r"of codec 'full' is said to be a difference from"):
-        member.expert(entry)
+        Member(folder)
+
+
+def test_a_member_shows_what_is_stored_as_a_difference_from_what(run: Path) -> None:
+    point = next(point for point in read_run(run)[0].points if _residual(point))
+    (folder,) = build(run, configs=[point.id], progress=False)
+    document, text = show(folder)
+    differing = next(expert for expert in document["experts"] if expert["reference"] is not None)
+    line = next(line for line in text.splitlines() if line.startswith(differing["id"]))
+    assert differing["codec"]["name"] in line and differing["reference"] in line

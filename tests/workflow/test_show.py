@@ -27,6 +27,9 @@ def test_a_member_shows_its_experts_and_chains(tiny_run: TinyRun) -> None:
     assert document["id"] == tiny_run.members[0].name
     assert set(document["chains"]) == {"animals", "colours", "sizes"}
     assert all(expert["id"] in table for expert in document["experts"])
+    chain_map = MergeModel.from_pretrained(tiny_run.members[0]).chain_map
+    counted = round(4 * chain_map.cost * chain_map.base.parameters)
+    assert f"on disk: {counted:,} bytes of experts and heads, which C counts" in table
 
 
 def test_other_folders_show_nothing(tmp_path: Path) -> None:
