@@ -68,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "base": {"model": str(base)},
         "tasks": [entry(task, cache) for task in tasks],
         "merge": {"methods": ["task_arithmetic"], "granularity": "type", "codecs": ["int8"]},
-        "search": {"evaluations": chosen.evaluations, "validation_rows": chosen.validation_rows, "dtype": "bfloat16"},
+        "search": {
+            "preset": "paper",
+            "evaluations": chosen.evaluations,
+            "validation_rows": chosen.validation_rows,
+            "dtype": "bfloat16",
+        },
     }
     write_text(cache / "recipe.yaml", safe_dump(recipe, sort_keys=False, width=1000))
 

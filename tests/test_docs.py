@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from hf_merge.cli import app
 from hf_merge.recipe import Recipe
+from hf_merge.recipe.presets import DEFAULT_PRESET, PRESETS
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation
 from hf_merge.searching.search import Measured
@@ -186,10 +187,35 @@ def test_defaults_of_the_recipe_are_those_of_the_specification() -> None:
     document = yaml.safe_load(first)
     minimal = Recipe.parse({key: document[key] for key in ("base", "tasks")}, "the README").model_dump(mode="json")
     for key, default in re.findall(
-        r"^\| `((?:merge|search|router)\.\w+)` \| ([^|]*) \|", section("recipe.yaml"), re.MULTILINE
+        r"^\| `((?:merge|search|router)\.\w+)` \| ([^|]*) \| [^|]* \|$", section("recipe.yaml"), re.MULTILINE
     ):
         group, name = key.split(".")
         assert yaml.safe_load(default) == minimal[group][name], key
+
+
+def test_defaults_of_other_presets_are_those_of_the_specification() -> None:
+    (first, *_) = blocks(README, "yaml")
+    document = {key: value for key, value in yaml.safe_load(first).items() if key in ("base", "tasks")}
+    given = {
+        preset: Recipe.parse(document | {"search": {"preset": preset}}, "the README").model_dump(mode="json")
+        for preset in PRESETS
+    }
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", section("recipe.yaml"), re.MULTILINE)
+    said = {
+        (group, name): dict(zip(("paper", "fast", "automerge"), cells, strict=True)) for group, name, *cells in rows
+    }
+    for (group, name), cells in said.items():
+        for preset, cell in cells.items():
+            if "ADR 16" not in cell:
+                assert yaml.safe_load(cell) == given[preset][group][name], (preset, name)
+    assert len(given["automerge"]["merge"]["methods"]) == 20
+    differing = {
+        (group, name)
+        for group in ("merge", "search")
+        for name, default in given[DEFAULT_PRESET][group].items()
+        if name != "preset" and any(other[group][name] != default for other in given.values())
+    }
+    assert differing == said.keys()
 
 
 # Files

@@ -19,8 +19,14 @@ def parse(**changes: Any) -> Recipe:
     return Recipe.parse(MINIMAL | changes, "test")
 
 
-def test_the_defaults_are_preset_paper() -> None:
-    recipe = parse()
+def test_without_a_preset_it_is_frontier() -> None:
+    named = parse(search={"preset": "frontier"})
+    assert parse() == parse(search={}) == named
+    assert parse(search={"evaluations": 50}).merge == named.merge
+
+
+def test_preset_paper() -> None:
+    recipe = parse(search={"preset": "paper"})
     assert (recipe.merge.methods, recipe.merge.codecs, recipe.merge.granularity) == (
         ("task_arithmetic",), ("int8",), "type",
     )  # fmt: skip
@@ -54,7 +60,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "nameless method": ({"merge": {"methods": [{"density": 0.2}]}}, "has no 'name'"),
     "preset": ({"search": {"preset": "papre"}}, "search.preset"),
     "population": ({"search": {"population": 3}}, "search.population"),
-    "evaluations": ({"search": {"evaluations": 10}}, "evaluations (10) below the population (20)"),
+    "evaluations": ({"search": {"evaluations": 10}}, "evaluations (10) below the population (24)"),
     "seed": ({"search": {"seed": -1}}, "search.seed"),
     "dtype": ({"search": {"dtype": "float16"}}, "search.dtype"),
     "rate": ({"router": {"learning_rate": 0}}, "router.learning_rate"),

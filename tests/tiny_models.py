@@ -86,7 +86,10 @@ class TinyFamily:
     tasks: Mapping[str, TinyTask]
 
     def recipe(self, **sections: Any) -> dict[str, Any]:
-        """Returns a recipe for the family, as the YAML would hold it; `sections` are `merge`, `search`, `router`."""
+        """Returns a recipe for the family, as the YAML would hold it; `sections` are `merge`, `search`, `router`.
+
+        Its preset is `paper`, where `search` names none: most tests count what one method and one codec give.
+        """
         tasks = [
             {
                 "name": task.name,
@@ -101,7 +104,12 @@ class TinyFamily:
             }
             for task in self.tasks.values()
         ]
-        return {"base": {"model": str(self.base)}, "tasks": tasks, **sections}
+        return {
+            "base": {"model": str(self.base)},
+            "tasks": tasks,
+            **sections,
+            "search": {"preset": "paper", **sections.get("search", {})},
+        }
 
 
 def build_family(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS, seed: int = 0) -> TinyFamily:

@@ -15,7 +15,14 @@ from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
 
 
-SEARCH = {"population": 4, "evaluations": 9, "offspring": 12, "validation_rows": 24, "seed": 0}
+SEARCH: dict[str, Any] = {
+    "preset": "paper",
+    "population": 4,
+    "evaluations": 9,
+    "offspring": 12,
+    "validation_rows": 24,
+    "seed": 0,
+}
 # What a search imports while it runs: to be imported before it is forked again and again.
 SEARCH_MODULES = (
     "datasets.packaged_modules.parquet.parquet",

@@ -58,7 +58,10 @@ class SpeakingFamily(TinyFamily):
     """A base and its fine-tunes; `kind` is `causal` or `seq2seq`."""
 
     def recipe(self, **sections: Any) -> dict[str, Any]:
-        """Returns a recipe for the family, as the YAML would hold it; `sections` are `merge`, `search`, `router`."""
+        """Returns a recipe for the family, as the YAML would hold it; `sections` are `merge`, `search`, `router`.
+
+        Its preset is `paper`, where `search` names none.
+        """
         tasks = [
             {
                 "name": task.name,
@@ -78,7 +81,12 @@ class SpeakingFamily(TinyFamily):
             }
             for task in self.tasks.values()
         ]
-        return {"base": {"model": str(self.base)}, "tasks": tasks, **sections}
+        return {
+            "base": {"model": str(self.base)},
+            "tasks": tasks,
+            **sections,
+            "search": {"preset": "paper", **sections.get("search", {})},
+        }
 
 
 def build_speakers(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS, seed: int = 0) -> SpeakingFamily:

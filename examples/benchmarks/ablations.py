@@ -149,7 +149,8 @@ def ablate(
 def varied(recipe: Recipe, changes: Mapping[str, Any], seed: int, evaluations: int, rows: int | None) -> Recipe:
     """Returns the recipe as preset `paper` searches it, with a variant's changes."""
     document = recipe.model_dump(mode="json")
-    section = {key: document["search"][key] for key in _KEPT} | {"seed": seed, "evaluations": evaluations}
+    section = {key: document["search"][key] for key in _KEPT}
+    section |= {"preset": "paper", "seed": seed, "evaluations": evaluations}
     if rows is not None:
         section["validation_rows"] = rows
     document["search"] = section

@@ -136,7 +136,7 @@ def recipe_document(folder: Path, count: int) -> dict[str, object]:
         }
         for index in range(count)
     ]
-    search = {"population": 4, "evaluations": EVALUATIONS, "validation_rows": ROWS, "seed": 0}
+    search = {"preset": "paper", "population": 4, "evaluations": EVALUATIONS, "validation_rows": ROWS, "seed": 0}
     return {
         "base": {"model": str(base_folder())},
         "tasks": tasks,

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from hf_merge.errors import RecipeError, nearest
 from hf_merge.recipe.data import NAME, DataSpec, Section
 from hf_merge.recipe.merging import MergeSpec, settings_of
-from hf_merge.recipe.presets import MERGE_PRESETS, PRESETS
+from hf_merge.recipe.presets import DEFAULT_PRESET, MERGE_PRESETS, PRESETS
 
 
 __all__ = [
@@ -88,14 +88,16 @@ class TaskSpec(Section):
 
 
 class SearchSpec(Section):
-    """How the Pareto front is searched; the defaults are preset `paper`, and others change those of `PRESETS`.
+    """How the Pareto front is searched: the preset's settings, where the recipe does not say otherwise.
+
+    The values below are those of preset `paper`; `PRESETS` has what others change in them.
 
     `surrogate: none` really evaluates every offspring; `initial: random` replaces the k-means population. Both exist
     as baselines. `grouping: merged` keeps all tasks in one group everywhere, so that the methods alone are searched.
     `deviation` has tasks count more in P whose score is far from the mean, at most `1 + deviation` times (AutoMerge).
     """
 
-    preset: Literal["paper", "fast", "automerge", "frontier"] = "paper"
+    preset: Literal["paper", "fast", "automerge", "frontier"] = DEFAULT_PRESET
     grouping: Literal["free", "merged"] = "free"
     population: int = Field(default=20, ge=4, le=1000)
     evaluations: int = Field(default=300, ge=1)
@@ -114,9 +116,9 @@ class SearchSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _settings_of_the_preset(cls, given: object) -> object:
-        if not isinstance(given, dict) or not isinstance(given.get("preset"), str):
+        if not isinstance(given, dict) or not isinstance(given.get("preset", DEFAULT_PRESET), str):
             return given
-        return PRESETS.get(given["preset"], {}) | given
+        return PRESETS.get(given.get("preset", DEFAULT_PRESET), {}) | given
 
     @model_validator(mode="after")
     def _enough_evaluations(self) -> "SearchSpec":
@@ -152,9 +154,9 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _merge_of_the_preset(cls, given: object) -> object:
-        if not isinstance(given, dict) or not isinstance(given.get("search"), dict):
+        if not isinstance(given, dict) or not isinstance(given.get("search", {}), dict):
             return given
-        merge, preset = given.get("merge", {}), given["search"].get("preset")
+        merge, preset = given.get("merge", {}), given.get("search", {}).get("preset", DEFAULT_PRESET)
         if isinstance(merge, dict) and isinstance(preset, str) and preset in MERGE_PRESETS:
             return {**given, "merge": {**MERGE_PRESETS[preset], **merge}}
         return given

@@ -1,9 +1,10 @@
 """What presets of a recipe set (docs/adr/0011, 0016 and 0017), unless it says otherwise."""
 
-from typing import Any
+from typing import Any, Final
 
 
-# What each preset sets other than the defaults.
+DEFAULT_PRESET: Final = "frontier"
+# What each preset sets other than the fields' own values, which are those of the paper.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {

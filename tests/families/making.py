@@ -44,7 +44,7 @@ class MadeFamily:
     data: Mapping[str, Mapping[str, Path]]
 
     def recipe(self, **search: Any) -> Recipe:
-        """Returns a recipe of four evaluations."""
+        """Returns a recipe of four evaluations by preset `paper`, unless `search` says otherwise."""
         tasks = [
             {
                 "name": task,
@@ -57,11 +57,11 @@ class MadeFamily:
             }
             for task in self.tuned
         ]
-        searching = {"population": 4, "evaluations": 4, "offspring": 4, "validation_rows": 6, "batch_size": 4}
+        counts = {"population": 4, "evaluations": 4, "offspring": 4, "validation_rows": 6, "batch_size": 4}
         document = {
             "base": {"model": str(self.base)},
             "tasks": tasks,
-            "search": searching | search,
+            "search": {"preset": "paper", **counts, **search},
             "router": {"rows_per_task": 8, "epochs": 1},
         }
         return Recipe.parse(document, "recipe")

@@ -18,9 +18,13 @@ from typer.testing import CliRunner
 from hf_merge import MergeModel
 from hf_merge.cli import app
 from hf_merge.errors import ModelMismatch
+from hf_merge.recipe.presets import DEFAULT_PRESET
+from hf_merge.storing.durable import Journal
 from hf_merge.storing.library import Member
 from hf_merge.workflow.build import build
 from hf_merge.workflow.evaluate import evaluate
+from hf_merge.workflow.records import read_history
+from hf_merge.workflow.run_folder import JOURNAL_FILE
 from hf_merge.workflow.search import search
 from tests.families.by_hand import chain_model
 from tests.families.catalogue import FAMILIES
@@ -78,6 +82,23 @@ def test_a_chain_answers_as_the_model_put_together_by_hand(
             torch.testing.assert_close(ordinary, expected, rtol=1e-5, atol=1e-6)
     answers = model.predict(rows_of(family, TASKS[0]))
     assert {answer.task for answer in answers} <= set(TASKS)
+
+
+@NOTED
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("albert", "gpt2", "mobilenet_v2", "whisper"))],
+)
+def test_the_default_preset_stores_and_scores_every_codec(
+    name: str, made: Callable[[str], MadeFamily], tmp_path: Path
+) -> None:
+    recipe = made(name).recipe(preset=DEFAULT_PRESET, population=24, evaluations=24)
+    front = search(recipe, tmp_path, progress=False)
+    with Journal(tmp_path / JOURNAL_FILE) as journal:
+        tried = list(read_history(journal.records(), "the journal").evaluations)
+    assert {codec for entry in tried for codec in entry.codecs} == set(range(len(recipe.merge.codecs)))
+    assert all(0 <= score <= 1 for entry in tried for score in entry.scores.values())
+    assert front.points
 
 
 def rows_of(family: MadeFamily, task: str) -> list[Any]:

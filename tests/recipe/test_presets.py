@@ -26,7 +26,7 @@ def test_automerge_brings_its_methods_unless_a_recipe_names_some() -> None:
     named = _recipe(search={"preset": "automerge"}, merge={"methods": ["ties", "average"], "granularity": "layer"})
     assert named.merge.methods == ("ties", "average")
     assert _recipe(search={"preset": "automerge"}, merge={"granularity": "layer"}).merge.methods == AUTOMERGE_METHODS
-    assert _recipe().merge.methods == ("task_arithmetic",)
+    assert _recipe(search={"preset": "paper"}).merge.methods == ("task_arithmetic",)
 
 
 def test_the_methods_of_automerge_are_all_known_and_all_different() -> None:
