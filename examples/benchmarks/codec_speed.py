@@ -14,8 +14,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
+from hf_merge.storing.markdown import table
 
 
 COMMAND = "OMP_NUM_THREADS=1 python examples/benchmarks/codec_speed.py --out examples/benchmarks/results/codecs.json"
@@ -49,10 +52,10 @@ def main() -> None:
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n")
-        arguments.out.with_suffix(".md").write_text(table(machine, found))
+        arguments.out.with_suffix(".md").write_text(page(machine, found))
 
 
-def measured(shape: tuple[int, int], rounds: int) -> dict[str, object]:
+def measured(shape: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Returns the speeds of a copy and of every codec for a matrix of a shape."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.05
     specs = [CodecSpec.resolve(name) for name in codecs.available()]
@@ -68,8 +71,8 @@ def measured(shape: tuple[int, int], rounds: int) -> dict[str, object]:
         timed("copy", lambda: np.copyto(target, weight.numpy()))
         for number, spec in enumerate(specs):
             codec, held, settings = codecs.get(spec.name), stored[number], spec.mapping
-            timed(f"decode {number}", lambda codec=codec, held=held: codec.decode(NAME, held))  # type: ignore[misc]
-            timed(f"encode {number}", lambda codec=codec, to=settings: codec.encode(NAME, weight, None, to))  # type: ignore[misc]
+            timed(f"decode {number}", partial(codec.decode, NAME, held))
+            timed(f"encode {number}", partial(codec.encode, NAME, weight, None, settings))
     speed = {what: 4e-9 * weight.numel() / taken for what, taken in best.items()}
     rows = [
         row(spec, weight, stored[number], speed[f"encode {number}"], speed[f"decode {number}"], speed["copy"])
@@ -118,7 +121,7 @@ def said(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def table(machine: str, found: list[dict[str, object]]) -> str:
+def page(machine: str, found: Sequence[Mapping[str, Any]]) -> str:
     """Returns the page of results."""
     lines = [
         "# What codecs take, lose, and how fast they are",
@@ -135,10 +138,11 @@ def table(machine: str, found: list[dict[str, object]]) -> str:
             "",
             f"## {each['shape']}; a plain copy: {each['copy_gb_per_s']} GB/s",
             "",
-            "| codec | bits a weight | relative squared error | encode, GB/s | decode, GB/s | decode / copy |",
-            "|---|---|---|---|---|---|",
+            table(
+                ["codec", "bits a weight", "relative squared error", "encode, GB/s", "decode, GB/s", "decode / copy"],
+                [["–" if value is None else value for value in row.values()] for row in each["codecs"]],
+            ),
         ]
-        lines += ["| " + " | ".join("–" if v is None else str(v) for v in r.values()) + " |" for r in each["codecs"]]  # type: ignore[attr-defined]
     return "\n".join(lines) + "\n"
 
 
