@@ -92,7 +92,7 @@ THIRD_PARTIES = {
     "pydantic_core": Place(loading=("recipe",)),
     "pymoo": Place(loading=("searching.nsga2", "searching.pareto")),
     "safetensors": Place(loading=("storing.*", "serving.router")),
-    "scipy": Place(loading=("searching.*",)),
+    "scipy": Place(loading=("searching.*",), inside=("merging.codecs.lowrank",)),
     "sklearn": Place(inside=("merging.grouping",), loading=("searching.surrogate", "searching.metrics")),
     "torch": Place(
         loading=(

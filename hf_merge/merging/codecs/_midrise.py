@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from hf_merge.merging.codecs._grids import Doubles, best_grid
+from hf_merge.merging.codecs._grids import Ratios, best_grid
 from hf_merge.merging.codecs._matrices import columns_of, largest_scale
 from hf_merge.merging.codecs._packing import HALVES, PAIRS, Bytes, Floats, Packing
 from hf_merge.merging.codecs._rows import PackedRows
@@ -74,7 +74,7 @@ def midrise(rows: Floats, bits: int) -> tuple[Bytes, Floats]:
     return levels.astype(np.uint8), scales.astype(np.float32)
 
 
-def _nearest(ratio: Doubles, half: int) -> Doubles:
+def _nearest(ratio: Ratios, half: int) -> Ratios:
     np.floor(ratio, out=ratio)
     np.clip(ratio, -half, half - 1, out=ratio)
     ratio += 0.5

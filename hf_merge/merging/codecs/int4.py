@@ -14,7 +14,7 @@ Source: MERGE, arXiv 2602.06552, Eq. 8 for what it takes; per-row scales by leas
 import numpy as np
 from torch import Tensor
 
-from hf_merge.merging.codecs._grids import Doubles, best_grid
+from hf_merge.merging.codecs._grids import Ratios, best_grid
 from hf_merge.merging.codecs._packing import Bytes, Floats, Packing
 from hf_merge.merging.codecs._rows import PackedRows
 from hf_merge.merging.settings import Settings
@@ -41,7 +41,7 @@ def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
     return (_nearest(exact / step) - _LOW).astype(np.uint8), scales.astype(np.float32)
 
 
-def _nearest(ratio: Doubles) -> Doubles:
+def _nearest(ratio: Ratios) -> Ratios:
     return np.clip(np.rint(ratio, out=ratio), _LOW, _HIGH, out=ratio)
 
 

