@@ -154,8 +154,9 @@ class Assembler:
         names, adapter = self._names, self._adapter
         return task_model(self.config, self.kind, self.heads[task], self.tokens, names, self._trunk, adapter)
 
-    def router(self) -> tuple[Router, FeatureExtractor] | None:
-        """Returns the router and its eyes, or None where the member has none or its tasks need none.
+    @cached_property
+    def routing(self) -> tuple[Router, FeatureExtractor] | None:
+        """The router and its eyes, read when they are first needed; None where the member has no router.
 
         Raises:
             MalformedChainMap: The router is none, or was made for another number of tasks.

@@ -44,7 +44,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
     """A merged model: routes inputs to tasks, runs each task's chain of experts, and answers with the task's head.
 
     Every file is compared with its digest when the model is loaded; a task's experts are decoded when the task is
-    first used, so that a model of many tasks answers soon. Threads may share a model.
+    first used, and the router is read when an input is first routed, so that a model of many tasks answers soon.
+    Threads may share a model.
 
     Attributes:
         tasks: The names of the tasks that were loaded, in the order of `task_ids`.
@@ -77,7 +78,6 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         self._speaker: Speaker | None = None
         if self.chain_map.wordings:
             self._speaker = Speaker(self._parts, self._reader, self._recombiner, self.chain_map.chains, self.device)
-        self._routing = self._parts.router()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -156,9 +156,10 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         rows = count_rows(inputs)
         if len(self.tasks) == 1:
             return torch.zeros(rows, dtype=torch.int64)
-        if self._routing is None:
+        routing = self._parts.routing
+        if routing is None:
             raise InputError(f"{self._member.source} holds no router: name the task of every input with task=.")
-        router, eyes = self._routing
+        router, eyes = routing
         among = [index for index, task in enumerate(self.chain_map.tasks) if task in self.tasks]
         return router.route(eyes.pooled(inputs), among)
 

@@ -19,7 +19,7 @@ from hf_merge.storing.library import EncodedExpert, Member
 
 
 MEMORY = ("auto", "dense", "packed")
-CACHE_BYTES = 32 * 2**20
+CACHE_BYTES = 16 * 2**20
 _MEMINFO = Path("/proc/meminfo")
 
 

@@ -43,7 +43,7 @@ def test_of_some_tasks_there_are_only_those_models_and_one_needs_no_router(membe
     parts = Assembler(Member(member, ["colours"]), torch.device("cpu"), torch.float32)
     assert parts.heads.keys() == {"colours"}
     assert len(parts.recombiner().models) == 1
-    assert parts.router() is None
+    assert parts.routing is None
 
 
 def test_weights_that_were_first_asked_for_in_inference_mode_can_still_be_trained(member: Path) -> None:

@@ -489,8 +489,10 @@ def test_a_router_of_other_tasks_is_refused(damaged: Path) -> None:
         tensors[name] = tensors[name][:2].clone()
     save_file(tensors, damaged / "router.safetensors")
     rewrite(damaged, "router.safetensors", (damaged / "router.safetensors").read_bytes())
+    model = MergeModel.from_pretrained(damaged)
+    assert model.predict(["a text"], task="animals"), "who names the task needs no router"
     with pytest.raises(MalformedChainMap, match="the router knows 2 tasks where there are 3"):
-        MergeModel.from_pretrained(damaged)
+        model.predict(["a text"])
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b'{"model_type": 3}'])
