@@ -10,10 +10,11 @@
 
 All variants evaluate as many configurations on the same validation rows, which a seed draws (`ladder` as many as there
 are). By validation rows a configuration is chosen, by test rows it is told: for each level of the fine-tunes'
-performance (the mean over tasks of the ratio to the fine-tune's own score) the cheapest that reaches it, and for each
-budget the best. The excess is what C is above the cheapest 8-bit model for all tasks. Hypervolumes are of the
-validation rows, in the box from the base's P to 1 and from C = 0.25 to 1.1 times all fine-tunes apart in 8 bits, on a
-linear and on a logarithmic axis of C.
+performance the cheapest that reaches it, and for each budget the best. Performance is the mean over tasks of the
+ratio to the fine-tune's own score; and, in a table of its own, the ratio of the mean scores (P), in which a task whose
+fine-tune scores little counts little. The excess is what C is above the cheapest 8-bit model for all tasks.
+Hypervolumes are of the validation rows, in the box from the base's P to 1 and from C = 0.25 to 1.1 times all
+fine-tunes apart in 8 bits, on a linear and on a logarithmic axis of C.
 
 With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched again
 (delete it when checkpoints or data have changed). FILE.md and FILE.png lie beside FILE.json. A recipe of the text
@@ -28,8 +29,9 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -132,7 +134,10 @@ def measured(recipe: Recipe, variant: str, folder: Path) -> Row:
         history = list(read_history(journal.records(), str(journal.path)).evaluations)
     if variant == "ladder":
         history = [entry for entry in history if _is_uniform(entry)]
-    chosen = {f"level {level}": cheapest(history, front, level) for level in LEVELS}
+    share = partial(normalised_performance, individual=front.individual)
+    own = mean(front.individual.values())
+    chosen = {f"level {level}": cheapest(history, level, lambda entry: share(entry.scores)) for level in LEVELS}
+    chosen |= {f"mean {level}": cheapest(history, level, lambda entry: entry.performance / own) for level in LEVELS}
     chosen |= {f"budget {budget}": best(history, budget) for budget in BUDGETS}
     tested = on_test_rows(recipe, out, [entry for entry in chosen.values() if entry is not None])
     told = {key: None if entry is None else tested[str(entry.number)] for key, entry in chosen.items()}
@@ -148,9 +153,9 @@ def _is_uniform(entry: Evaluated) -> bool:
     return alike and columns <= {all_merged(tasks), all_separate(tasks)}
 
 
-def cheapest(history: Iterable[Evaluated], front: Front, level: float) -> Evaluated | None:
-    """Returns the cheapest configuration that reaches a level of the fine-tunes' performance on validation rows."""
-    reaching = [entry for entry in history if normalised_performance(entry.scores, front.individual) >= level]
+def cheapest(history: Iterable[Evaluated], level: float, share: Callable[[Evaluated], float]) -> Evaluated | None:
+    """Returns the cheapest configuration that reaches a level, a share of the fine-tunes' validation performance."""
+    reaching = [entry for entry in history if share(entry) >= level]
     return min(reaching, key=lambda entry: (entry.cost, -entry.performance), default=None)
 
 
@@ -183,7 +188,7 @@ def on_test_rows(recipe: Recipe, out: Path, entries: Sequence[Evaluated]) -> dic
     """Returns cost, validation and test scores of evaluations, by number; what the folder knows is not run again."""
     path = out / "tested.json"
     known: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
-    missing = {entry.number: entry for entry in entries if str(entry.number) not in known}
+    missing = {entry.number: entry for entry in entries if "mean" not in known.get(str(entry.number), ())}
     if not missing:
         return known
     with open_project(recipe) as project:
@@ -199,6 +204,7 @@ def on_test_rows(recipe: Recipe, out: Path, entries: Sequence[Evaluated]) -> dic
                 "validation": entry.performance,
                 "test": found.performance,
                 "normalised": normalised_performance(found.scores, own),
+                "mean": found.performance / mean(own.values()),
                 "codecs": [builder.codecs[codec].as_json() for codec in entry.codecs],
                 "methods": [builder.methods[method].as_json() for method in entry.methods],
                 "grouping": [list(column) for column in entry.grouping],
@@ -217,6 +223,10 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "it keeps on test rows. Means over seeds, ± standard deviation; 'n of m' where not every seed reached it.",
         table(["variant", *(f"{level:.1%}" for level in LEVELS)],
               [[name, *(_level(runs[name], f"level {level}") for level in LEVELS)] for name in variants]),
+        "The same by the mean score P: cheapest that reaches a share of the fine-tunes' mean score, and the share on "
+        "test rows.",
+        table(["variant", *(f"{level:.1%}" for level in LEVELS)],
+              [[name, *(_level(runs[name], f"mean {level}", "mean") for level in LEVELS)] for name in variants]),
         "Best configuration within a budget on validation rows: P on test rows, and the share of the fine-tunes' own.",
         table(["variant", *(f"C <= {budget:g}" for budget in BUDGETS)],
               [[name, *(_budget(runs[name], f"budget {budget}") for budget in BUDGETS)] for name in variants]),
@@ -229,14 +239,14 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _level(runs: Sequence[Row], key: str) -> str:
+def _level(runs: Sequence[Row], key: str, share: str = "normalised") -> str:
     reached = [run["chosen"][key] for run in runs if run["chosen"][key] is not None]
     if not reached:
         return "not reached"
     costs, excess = [each["cost"] for each in reached], [each["cost"] - each["floor"] for each in reached]
-    kept = f"{told([100 * each['normalised'] for each in reached], 1)} %"
-    share = "" if len(reached) == len(runs) else f" ({len(reached)} of {len(runs)})"
-    return f"{told(costs, 3)} ({mean(excess):.3f}): {kept}{share}"
+    kept = f"{told([100 * each[share] for each in reached], 1)} %"
+    count = "" if len(reached) == len(runs) else f" ({len(reached)} of {len(runs)})"
+    return f"{told(costs, 3)} ({mean(excess):.3f}): {kept}{count}"
 
 
 def _budget(runs: Sequence[Row], key: str) -> str:

@@ -32,6 +32,7 @@ from hf_merge.storing.strict_json import read_json
 
 
 _HASHERS = 2
+_DECODERS = 4
 
 
 class Assembler:
@@ -120,10 +121,12 @@ class Assembler:
         if self.packed is not None:
             self._set_packed(model, task, self.packed)
         else:
-            entries = {entry.id: entry for entry in member.experts}
-            for identifier in member.chain_map.chains[task]:
-                if identifier not in decoded:
-                    decoded[identifier] = self._placed(member.expert(entries[identifier]))
+            chain = member.chain_map.chains[task]
+            missing = [entry for entry in member.experts if entry.id in chain and entry.id not in decoded]
+            with ThreadPoolExecutor(_DECODERS) as pool:
+                found = pool.map(lambda entry: self._placed(member.expert(entry)), missing)
+                decoded |= zip([entry.id for entry in missing], found, strict=True)
+            for identifier in chain:
                 model.set_backbone(decoded[identifier], self._trunk)
         model.require_complete()
         return model

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 from hf_merge.errors import CheckpointDamaged, LimitExceeded, UnsafeName
 from hf_merge.storing import disk
@@ -60,6 +61,9 @@ class TensorSpec:
         return self.end - self.start
 
 
+Header: TypeAlias = tuple[int, dict[str, TensorSpec]]
+
+
 def read_header(path: Path) -> dict[str, TensorSpec]:
     """Returns the tensors of a safetensors file by name, in the order of their bytes; no tensor is read.
 
@@ -75,7 +79,7 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
         os.close(descriptor)
 
 
-def parse_header(descriptor: int, path: Path) -> tuple[int, dict[str, TensorSpec]]:
+def parse_header(descriptor: int, path: Path) -> Header:
     """Returns where the tensors' bytes begin in an open file, and what its header says of them; `path` names it.
 
     Raises:

@@ -15,6 +15,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import decode_expert, find_fault, stored_names
 from hf_merge.storing import member_files
 from hf_merge.storing.chain_entries import ROUTER_FILE, ChainMap, ExpertEntry, HeadEntry
+from hf_merge.storing.headers import Header
 from hf_merge.storing.member_files import MAP_FILE
 from hf_merge.storing.tensors import SafetensorsFile
 from hf_merge.version import VERSION
@@ -80,6 +81,7 @@ class Member:
         self.files = member_files.needed_files(self.chain_map, self.tasks)
         self._codecs = {entry.id: self._codec(entry) for entry in self.chain_map.experts}
         self._checked: dict[str, tuple[int, int, int]] = {}
+        self._headers: dict[str, tuple[tuple[int, int, int] | None, Header]] = {}
 
     @property
     def experts(self) -> tuple[ExpertEntry, ...]:
@@ -200,6 +202,15 @@ class Member:
             )
         return codec
 
+    def _opened(self, name: str) -> SafetensorsFile:
+        """Returns a shard, checked and open; its header is read once for as long as the file stays the same."""
+        path = self.check(name)
+        state = self._checked.get(name)
+        known, header = self._headers.get(name, (None, None))
+        file = SafetensorsFile(path, header=header if state is not None and known == state else None)
+        self._headers[name] = state, file.header
+        return file
+
     def _stored(
         self, entry: ExpertEntry | HeadEntry, prefix: str, names: Sequence[str], codec: str
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -208,7 +219,7 @@ class Member:
         Whoever decodes each before the next is read finds it in the processor's cache, and its memory is used again.
         """
         held = 0
-        with SafetensorsFile(self.check(entry.file)) as file:
+        with self._opened(entry.file) as file:
             for name in names:
                 parts = [part for part in stored_names(codec, name) if f"{prefix}/{part}" in file.specs]
                 stored = {part: file.read(f"{prefix}/{part}") for part in parts}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch
 from hf_merge.storing import disk
-from hf_merge.storing.headers import TensorSpec, parse_header, read_header
+from hf_merge.storing.headers import Header, TensorSpec, parse_header, read_header
 from hf_merge.storing.limits import MIB
 from hf_merge.storing.strict_json import quote
 
@@ -52,15 +52,16 @@ class SafetensorsFile:
 
     Attributes:
         path: Where it lies.
-        specs: Its tensors by name, in the order of their bytes.
+        header: Where its tensors' bytes begin, and `specs`.
     """
 
-    def __init__(self, path: Path, *, follow_links: bool = True) -> None:
+    def __init__(self, path: Path, *, follow_links: bool = True, header: Header | None = None) -> None:
         """Opens `path` and reads its header.
 
         Args:
             path: The file.
             follow_links: Whether `path` may be a symbolic link, as every file in a snapshot of the Hub's cache is.
+            header: The header, where the very same file was open before; reading it again takes a while.
 
         Raises:
             CheckpointDamaged: The file is missing, no regular file, or its header and length do not agree.
@@ -71,10 +72,15 @@ class SafetensorsFile:
         self._scratch: Tensor | None = None
         self._descriptor = disk.open_regular(path, follow_links=follow_links)
         try:
-            self._data_start, self.specs = parse_header(self._descriptor, path)
+            self.header = parse_header(self._descriptor, path) if header is None else header
         except BaseException:
             self.close()
             raise
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Its tensors by name, in the order of their bytes."""
+        return self.header[1]
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +161,7 @@ class SafetensorsFile:
     def _fill(self, spec: TensorSpec, offset: int, target: Tensor) -> None:
         """Reads bytes of a tensor, from `offset` on, straight into the memory of `target` [n] uint8."""
         view = memoryview(target.numpy().data)
-        position = self._data_start + spec.start + offset
+        position = self.header[0] + spec.start + offset
         while view:
             with disk.naming(self.path):
                 count = os.preadv(self._descriptor, [view], position)

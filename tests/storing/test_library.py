@@ -26,6 +26,7 @@ from hf_merge.merging.experts import decode_expert
 from hf_merge.storing import shard_layout
 from hf_merge.storing.chains import FileEntry
 from hf_merge.storing.families import Family
+from hf_merge.storing.headers import Header, parse_header
 from hf_merge.storing.library import MAP_FILE, Member
 from hf_merge.storing.member_writing import MemberContent, write_member
 from hf_merge.storing.strict_json import dumps
@@ -64,6 +65,21 @@ def test_what_was_built_is_what_is_read(
         head = member.head(task)
         assert head.keys() == set(tuned.head)
         assert all(torch.equal(head[name], tuned.read_head(name)) for name in head)
+
+
+def test_the_header_of_a_shard_is_read_once(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def parse(descriptor: int, path: Path) -> Header:
+        read.append(path)
+        return parse_header(descriptor, path)
+
+    monkeypatch.setattr("hf_merge.storing.tensors.parse_header", parse)
+    member = Member(pristine)
+    first, second = ([member.expert(entry) for entry in member.experts] for _ in range(2))
+    assert sorted(read) == sorted({pristine / entry.file for entry in member.experts})
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("pool_bytes", [1, 3_000, 20_000])
