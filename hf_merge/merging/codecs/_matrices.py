@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_merge.errors import UntrustedContentError
 from hf_merge.merging.codecs import Codec
+from hf_merge.merging.codecs._in_full import fault_in_full
 from hf_merge.merging.components import Shape, keeps_full_precision
 from hf_merge.merging.ranges import extremes
 from hf_merge.merging.settings import Hyperparameter, Settings
@@ -125,16 +126,13 @@ def _incomplete(name: str, tensors: Mapping[str, Tensor], parts: tuple[str, ...]
 
     None means: it is float32, finite and alone, or it is uint8, has every part, and a shape of two axes or more.
     """
-    stored, beside = tensors.get(name), [tensors.get(name + part) for part in parts]
-    words = [part.removeprefix(".") for part in parts]
+    stored = tensors.get(name)
     if stored is None:
         return "is missing"
     if stored.dtype != torch.uint8:
-        if stored.dtype != torch.float32 or any(part is not None for part in beside):
-            return f"is {stored.dtype}, where float32 without {' and '.join(words)} is stored in full"
-        return None if bool(torch.isfinite(stored).all()) else "holds NaN or infinity"
-    if any(part is None for part in beside):
-        return f"is uint8 without {' or '.join(words)}"
+        return fault_in_full(name, tensors, parts)
+    if any(name + part not in tensors for part in parts):
+        return f"is uint8 without {' or '.join(part.removeprefix('.') for part in parts)}"
     scale, shape = tensors[f"{name}.scale"], tensors[f"{name}.shape"]
     if (scale.dtype, shape.dtype, shape.ndim) != (torch.float32, torch.int32, 1) or not 1 < len(shape) <= _MOST_AXES:
         return "has not a float32 scale and an int32 shape of two axes or more"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from math import prod
 
-import torch
 from torch import Tensor
 
 from hf_merge.merging.codecs import Codec
+from hf_merge.merging.codecs._in_full import fault_in_full
 from hf_merge.merging.components import Shape
 from hf_merge.merging.ranges import extremes
 from hf_merge.merging.settings import Settings
@@ -39,12 +39,7 @@ def cost(shape: Shape, quantised: bool, settings: Settings) -> float:
 
 def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     """Returns what is wrong with a stored tensor (the end of a sentence), or None where it is finite float32."""
-    stored = tensors.get(name)
-    if stored is None:
-        return "is missing"
-    if stored.dtype != torch.float32:
-        return f"is {stored.dtype}, where float32 is stored in full"
-    return None if bool(torch.isfinite(stored).all()) else "holds NaN or infinity"
+    return fault_in_full(name, tensors) if name in tensors else "is missing"
 
 
 CODEC = Codec(

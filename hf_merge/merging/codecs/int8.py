@@ -27,11 +27,13 @@ from torch import Tensor
 
 from hf_merge.errors import UntrustedContentError
 from hf_merge.merging.codecs import Codec
+from hf_merge.merging.codecs._in_full import fault_in_full
 from hf_merge.merging.components import Shape, keeps_full_precision
 from hf_merge.merging.ranges import extremes, is_within
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
+_PARTS = (".scale", ".zero_point")
 _LEVELS = 255
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 _BLOCK = 1 << 15  # elements in a block: intermediate results stay in the cache
@@ -111,9 +113,7 @@ def fault(name: str, tensors: Mapping[str, Tensor]) -> str | None:
     if weight is None:
         return "is missing"
     if weight.dtype != torch.uint8:
-        if weight.dtype != torch.float32 or scale is not None or zero_point is not None:
-            return f"is {weight.dtype}, where float32 without scale and zero_point is stored in full"
-        return None if bool(torch.isfinite(weight).all()) else "holds NaN or infinity"
+        return fault_in_full(name, tensors, _PARTS)
     if scale is None or zero_point is None:
         return "is uint8 without scale or zero_point"
     if scale.dtype != torch.float32 or zero_point.dtype != torch.int32 or scale.shape != zero_point.shape:
@@ -185,6 +185,6 @@ CODEC = Codec(
         ),
     ),
     summary="Matrices in 8 bits (policy criterion: only where merging did not widen them), the rest in float32.",
-    parts=(".scale", ".zero_point"),
+    parts=_PARTS,
     fault=fault,
 )
