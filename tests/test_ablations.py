@@ -11,10 +11,8 @@ import pytest
 
 from hf_merge.recipe import Recipe, differences
 from hf_merge.searching.pareto import Reference
-from hf_merge.storing.durable import Journal
-from hf_merge.workflow.records import read_history
 from tests.tiny_models import TinyFamily
-from tests.tiny_runs import SEARCH
+from tests.tiny_runs import SEARCH, evaluated
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "ablations.py"
@@ -58,10 +56,8 @@ def area(points: list[tuple[float, float]], cost: float, performance: float) -> 
     return covered / (cost * (1 - performance))
 
 
-def evaluated(folder: Path) -> list[tuple[float, float]]:
-    with Journal(folder / "journal.jsonl") as journal:
-        history = read_history(journal.records(), "test").evaluations
-    return [(entry.cost, entry.performance) for entry in history]
+def points_of(folder: Path) -> list[tuple[float, float]]:
+    return [(entry.cost, entry.performance) for entry in evaluated(folder)]
 
 
 def test_a_variant_differs_from_preset_paper_in_what_it_says_alone(ablations: ModuleType, recipe: Recipe) -> None:
@@ -88,7 +84,7 @@ def test_hypervolumes_are_areas_in_one_box_for_all(found: dict[str, Any], cache:
     box = found["box"]["cost"], found["box"]["performance"]
     expected = set()
     for folder in cache.iterdir():
-        points = evaluated(folder)
+        points = points_of(folder)
         expected.add(tuple(round(area(points[: count + 1], *box), 9) for count in range(EVALUATIONS)))
     curves = {
         tuple(round(value, 9) for value in curve)

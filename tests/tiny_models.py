@@ -98,8 +98,7 @@ class TinyFamily:
                 "data": {
                     "path": "parquet",
                     "data_files": {split: str(file) for split, file in task.files.items()},
-                    self.kind: self.kind,
-                    "label": "label",
+                    **self.columns(task),
                 },
             }
             for task in self.tasks.values()
@@ -110,6 +109,10 @@ class TinyFamily:
             **sections,
             "search": {"preset": "paper", **sections.get("search", {})},
         }
+
+    def columns(self, task: TinyTask) -> dict[str, Any]:
+        """Returns what a recipe says of the columns of a task's data."""
+        return {self.kind: self.kind, "label": "label"}
 
 
 def build_family(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS, seed: int = 0) -> TinyFamily:

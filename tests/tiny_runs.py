@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 
 from hf_merge.recipe import Recipe
+from hf_merge.storing.durable import Journal
 from hf_merge.storing.front import Front
 from hf_merge.workflow.build import build
+from hf_merge.workflow.records import Evaluated, read_history
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, RECIPE_FILE
 from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
@@ -93,3 +95,9 @@ def require_same(whole: Path, out: Path) -> None:
     for name in (RECIPE_FILE, FRONT_FILE, JOURNAL_FILE):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert not list(out.glob("*.part"))
+
+
+def evaluated(run: Path) -> list[Evaluated]:
+    """Returns the evaluations in a run folder's journal, in order."""
+    with Journal(run / JOURNAL_FILE) as journal:
+        return list(read_history(journal.records(), str(journal.path)).evaluations)

@@ -57,36 +57,12 @@ _SPECIAL = {
 class SpeakingFamily(TinyFamily):
     """A base and its fine-tunes; `kind` is `causal` or `seq2seq`."""
 
-    def recipe(self, **sections: Any) -> dict[str, Any]:
-        """Returns a recipe for the family, as the YAML would hold it; `sections` are `merge`, `search`, `router`.
-
-        Its preset is `paper`, where `search` names none.
-        """
-        tasks = [
-            {
-                "name": task.name,
-                "adapter" if task.adapter else "model": str(task.folder),
-                "metric": task.metric,
-                "data": {
-                    "path": "parquet",
-                    "data_files": {split: str(file) for split, file in task.files.items()},
-                    "text": "text",
-                    "template": TEMPLATES[task.name],
-                    **(
-                        {"target": "target", "max_new_tokens": NEW_TOKENS}
-                        if task.labels is None
-                        else {"answers": list(answers_of(task.name))}
-                    ),
-                },
-            }
-            for task in self.tasks.values()
-        ]
-        return {
-            "base": {"model": str(self.base)},
-            "tasks": tasks,
-            **sections,
-            "search": {"preset": "paper", **sections.get("search", {})},
-        }
+    def columns(self, task: TinyTask) -> dict[str, Any]:
+        """Returns what a recipe says of the columns of a task's data, and how it is put in words."""
+        worded = {"text": "text", "template": TEMPLATES[task.name]}
+        if task.labels is None:
+            return {**worded, "target": "target", "max_new_tokens": NEW_TOKENS}
+        return {**worded, "answers": list(answers_of(task.name))}
 
 
 def build_speakers(layout: str, folder: Path, *, rows: Mapping[str, int] = ROWS, seed: int = 0) -> SpeakingFamily:

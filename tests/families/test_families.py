@@ -19,17 +19,15 @@ from hf_merge import MergeModel
 from hf_merge.cli import app
 from hf_merge.errors import ModelMismatch
 from hf_merge.recipe.presets import DEFAULT_PRESET
-from hf_merge.storing.durable import Journal
 from hf_merge.storing.library import Member
 from hf_merge.workflow.build import build
 from hf_merge.workflow.evaluate import evaluate
-from hf_merge.workflow.records import read_history
-from hf_merge.workflow.run_folder import JOURNAL_FILE
 from hf_merge.workflow.search import search
 from tests.families.by_hand import chain_model
 from tests.families.catalogue import FAMILIES
 from tests.families.making import TASKS, MadeFamily, make_data, make_family
 from tests.tiny_models import SAMPLING_RATE, pictures, samples_in
+from tests.tiny_runs import evaluated
 
 
 QUICK = ("mixtral", "resnet", "wav2vec2")  # texts, images, sounds
@@ -94,8 +92,7 @@ def test_the_default_preset_stores_and_scores_every_codec(
 ) -> None:
     recipe = made(name).recipe(preset=DEFAULT_PRESET, population=24, evaluations=24)
     front = search(recipe, tmp_path, progress=False)
-    with Journal(tmp_path / JOURNAL_FILE) as journal:
-        tried = list(read_history(journal.records(), "the journal").evaluations)
+    tried = evaluated(tmp_path)
     assert {codec for entry in tried for codec in entry.codecs} == set(range(len(recipe.merge.codecs)))
     assert all(0 <= score <= 1 for entry in tried for score in entry.scores.values())
     assert front.points

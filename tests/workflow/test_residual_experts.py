@@ -14,17 +14,16 @@ from hf_merge.recipe import Recipe
 from hf_merge.recipe.presets import DEFAULT_PRESET
 from hf_merge.searching.configuration import Configuration
 from hf_merge.serving.model import MergeModel
-from hf_merge.storing.durable import Journal
 from hf_merge.storing.library import Member
 from hf_merge.workflow.build import build
 from hf_merge.workflow.configurations import new_builder, proposals
 from hf_merge.workflow.project import open_project
-from hf_merge.workflow.records import read_history
 from hf_merge.workflow.refine import refine
-from hf_merge.workflow.run_folder import JOURNAL_FILE, read_run
+from hf_merge.workflow.run_folder import read_run
 from hf_merge.workflow.search import search
 from hf_merge.workflow.show import show
 from tests.tiny_models import TinyFamily
+from tests.tiny_runs import evaluated
 from tests.tiny_speakers import SpeakingFamily
 from tests.workflow.test_build import require_the_logits_of_the_search
 
@@ -168,8 +167,7 @@ def test_the_default_preset_searches_adapters_and_language_models(
     settings = {"preset": DEFAULT_PRESET, "population": 24, "evaluations": 24, "validation_rows": 8}
     recipe = Recipe.parse(family.recipe(search=settings), "test")
     front = search(recipe, tmp_path / "run", progress=False)
-    with Journal(tmp_path / "run" / JOURNAL_FILE) as journal:
-        tried = list(read_history(journal.records(), "the journal").evaluations)
+    tried = evaluated(tmp_path / "run")
     stored = {codec for entry in tried for codec in entry.codecs}
     assert stored == ({0} if kind == "ia3" else set(range(len(recipe.merge.codecs)))), "vectors have no differences"
     (member,) = build(tmp_path / "run", configs=[front.points[-1].id], progress=False)
