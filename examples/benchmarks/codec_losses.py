@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_merge.merging.settings import spelled
 from hf_merge.merging.task_vectors import measure
 from hf_merge.recipe import Recipe
 from hf_merge.recipe.presets import FRONTIER_CODECS
@@ -77,11 +78,7 @@ def _cell(way: Way | None, parameters: int) -> str:
 
 
 def _label(codec: dict[str, Any]) -> str:
-    values = " ".join(
-        value if isinstance(value, str) else f"{value:g}"
-        for key, value in codec.items()
-        if key not in ("name", "policy")
-    )
+    values = " ".join(spelled(value) for key, value in codec.items() if key not in ("name", "policy"))
     return f"{codec['name']} {values}".strip()
 
 

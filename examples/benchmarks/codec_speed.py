@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hf_merge.merging import codecs
 from hf_merge.merging.codecs import CodecSpec
+from hf_merge.merging.settings import spelled
 from hf_merge.storing.markdown import table
 
 
@@ -107,18 +108,13 @@ def row(
     lost = (restored - weight.double()).square().sum() / weight.double().square().sum()
     whole = restored.data_ptr() == weight.data_ptr() or stored[NAME] is weight
     return {
-        "codec": " ".join([spec.name, *(f"{name}={said(value)}" for name, value in spec.settings)]),
+        "codec": " ".join([spec.name, *(f"{name}={spelled(value)}" for name, value in spec.settings)]),
         "bits_per_weight": round(8 * held / weight.numel(), 3),
         "relative_squared_error": float(f"{float(lost):.3g}"),
         "encode_gb_per_s": round(encode, 3),
         "decode_gb_per_s": None if whole else round(decode, 2),
         "decode_of_copy": None if whole else round(decode / copy, 2),
     }
-
-
-def said(value: float | str) -> str:
-    """Returns a setting as a recipe would say it."""
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def page(machine: str, found: Sequence[Mapping[str, Any]]) -> str:

@@ -26,6 +26,12 @@ def spelled(setting: Setting) -> str:
     return f"{setting:.0f}" if isinstance(setting, float) and setting.is_integer() else str(setting)
 
 
+def described(entry: Mapping[str, Setting]) -> str:
+    """Returns a method or codec with its settings, as `chains.json` has them, in words: `delta (bits 2)`."""
+    values = ", ".join(f"{key} {spelled(value)}" for key, value in entry.items() if key != "name")
+    return f"{entry['name']} ({values})" if values else str(entry["name"])
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """One setting of a merge method or codec: a number in a range, one of several words or numbers, or a name.
@@ -77,7 +83,7 @@ class Hyperparameter:
             ends = f"({low:g}, {high:g}), the ends left out" if self.exclusive else f"[{low:g}, {high:g}]"
             raise RecipeError(
                 f"{owner}: {self.name} is {shorten(value)}; it must be a {'whole ' if self.whole else ''}number in "
-                f"{ends}. Change it, or leave it out for {_written(self.default)}."
+                f"{ends}. Change it, or leave it out for {spelled(self.default)}."
             )
         return float(value) + 0.0  # adding zero turns -0.0 into 0.0: equal settings must be written alike
 
@@ -91,12 +97,8 @@ class Hyperparameter:
         """Returns the one of `choices` that `value` is: a word as it is, a number as a float."""
         if isinstance(value, str | int | float) and not isinstance(value, bool) and value in self.choices:
             return value if isinstance(value, str) else float(value)
-        hint, default = nearest(str(value), map(_written, self.choices)), _written(self.default)
+        hint, default = nearest(str(value), map(spelled, self.choices)), spelled(self.default)
         raise RecipeError(f"{owner}: {self.name} is {shorten(value)}.{hint} Leave it out for '{default}'.")
-
-
-def _written(setting: Setting) -> str:
-    return setting if isinstance(setting, str) else f"{setting:g}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a recipe says of merging: how components are cut, how groups are merged, and how experts are stored."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -52,7 +53,7 @@ class MergeSpec(Section):
         return value
 
 
-def settings_of(entry: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def settings_of(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns name and hyperparameters of one entry of `merge.methods` or `merge.codecs`."""
     if isinstance(entry, str):
         return entry, {}

@@ -74,7 +74,7 @@ def member_card(chain_map: ChainMap, front: Front, report: Report | None, origin
     title = repo.split("/")[-1] if repo else chain_map.id
     subject = Subject(front, report, origin, places, _recipe(origin), title, chain_map.id, chain_map.id)
     point = front.point(chain_map.id)
-    shards, router = _bytes(chain_map, "experts-"), _bytes(chain_map, "router.")
+    shards, router = chain_map.file_bytes("experts-"), chain_map.file_bytes("router.")
     values = {
         "cost": f"{chain_map.cost:.4f}",
         "megabytes": tables.megabytes(chain_map.cost, front),
@@ -200,10 +200,6 @@ def _router(report: Report) -> Markdown:
     shares = report.router_accuracy
     mean = 100 * sum(shares.values()) / len(shares)
     return Markdown(f"{mean:.1f} % ({joined([f'{task} {100 * share:.1f}' for task, share in shares.items()])})")
-
-
-def _bytes(chain_map: ChainMap, prefix: str) -> int:
-    return sum(entry.bytes for name, entry in chain_map.files.items() if name.startswith(prefix))
 
 
 def _has_local_data(recipe: Recipe) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from hf_merge.merging import codecs
 from hf_merge.merging.cost import bytes_of
 from hf_merge.merging.grouping import Partition, groups
-from hf_merge.merging.settings import spelled
+from hf_merge.merging.settings import described
 from hf_merge.recipe import DataSpec, Recipe
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.front import Front, FrontPoint, within
@@ -190,8 +190,7 @@ def _stored(codec: Markdown, differs: bool) -> Markdown:
 
 def settings_text(entry: Mapping[str, Any]) -> Markdown:
     """Returns a method or codec with its settings."""
-    values = joined([f"{key} {spelled(value)}" for key, value in entry.items() if key != "name"])
-    return Markdown(f"{escape(entry['name'])} ({values})") if values else escape(entry["name"])
+    return escape(described(entry))
 
 
 def sources_table(origin: Origin, recipe: Recipe) -> Markdown:

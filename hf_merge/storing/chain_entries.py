@@ -184,6 +184,10 @@ class ChainMap:
         """The names of the tasks, in the order of the router's outputs."""
         return tuple(self.chains)
 
+    def file_bytes(self, prefix: str = "") -> int:
+        """Returns the bytes of the files whose names begin with `prefix`."""
+        return sum(entry.bytes for name, entry in self.files.items() if name.startswith(prefix))
+
     @property
     def references(self) -> dict[str, str]:
         """The shared expert of every expert that is stored as a difference, by id."""

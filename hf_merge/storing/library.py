@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_merge.errors import DigestMismatch, MalformedChainMap, RecipeError
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import decode_expert, find_fault, stored_names
+from hf_merge.recipe.merging import settings_of
 from hf_merge.storing import member_files
 from hf_merge.storing.chain_entries import ROUTER_FILE, ChainMap, ExpertEntry, HeadEntry
 from hf_merge.storing.headers import Header
@@ -185,9 +186,8 @@ class Member:
             MalformedChainMap: The installed version does not know it or a setting of it, or it stores differences and
                 the map does not say from what, or the other way round.
         """
-        settings = {key: value for key, value in entry.codec.items() if key != "name"}
         try:
-            codec = CodecSpec.resolve(str(entry.codec["name"]), settings)
+            codec = CodecSpec.resolve(*settings_of(entry.codec))
         except RecipeError as error:
             writer = self.chain_map.library_version
             told = f"hf-merge {writer} wrote it, and this is {VERSION}: update hf-merge."

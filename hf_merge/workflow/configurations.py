@@ -9,6 +9,7 @@ from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.identity import configuration_id
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.task_vectors import Geometry
+from hf_merge.recipe import settings_of
 from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.codec_ladder import codec_ladder, ways_to_store
 from hf_merge.searching.configuration import Configuration, is_separate
@@ -89,10 +90,7 @@ def methods_of(point: FrontPoint) -> tuple[MethodSpec, ...]:
     Raises:
         RecipeError: The installed version does not know a method.
     """
-    return tuple(
-        MethodSpec.resolve(str(method["name"]), {key: value for key, value in method.items() if key != "name"})
-        for method in point.methods or ()
-    )
+    return tuple(MethodSpec.resolve(*settings_of(method)) for method in point.methods or ())
 
 
 def codecs_of(point: FrontPoint) -> tuple[CodecSpec, ...]:
@@ -101,10 +99,7 @@ def codecs_of(point: FrontPoint) -> tuple[CodecSpec, ...]:
     Raises:
         RecipeError: The installed version does not know a codec.
     """
-    return tuple(
-        CodecSpec.resolve(str(codec["name"]), {key: value for key, value in codec.items() if key != "name"})
-        for codec in point.codecs or ()
-    )
+    return tuple(CodecSpec.resolve(*settings_of(codec)) for codec in point.codecs or ())
 
 
 def configuration_of(point: FrontPoint, builder: ExpertBuilder) -> Configuration:

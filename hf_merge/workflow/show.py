@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_merge.errors import InputError, RunFolderError
+from hf_merge.merging.settings import described
 from hf_merge.serving.model import MergeModel
 from hf_merge.serving.reading import as_sound
 from hf_merge.storing import front as fronts
@@ -12,7 +13,7 @@ from hf_merge.storing import hub
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import MAP_FILE, Member
 from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, unfinished
-from hf_merge.workflow.tables import front_json, front_table, settings_text, text_table
+from hf_merge.workflow.tables import front_json, front_table, text_table
 
 
 def show(
@@ -88,9 +89,9 @@ def _member_json(chain_map: ChainMap) -> dict[str, Any]:
             for expert in chain_map.experts
         ],
         "chains": {task: list(chain) for task, chain in chain_map.chains.items()},
-        "bytes": sum(entry.bytes for entry in chain_map.files.values()),
-        "shard_bytes": _bytes(chain_map, "experts-"),
-        "router_bytes": _bytes(chain_map, "router."),
+        "bytes": chain_map.file_bytes(),
+        "shard_bytes": chain_map.file_bytes("experts-"),
+        "router_bytes": chain_map.file_bytes("router."),
     }
 
 
@@ -99,7 +100,7 @@ def _member_table(chain_map: ChainMap) -> str:
         [
             expert.id,
             ", ".join(expert.members) or "(the base)",
-            settings_text(expert.codec),
+            described(expert.codec),
             expert.reference or "",
             f"{expert.bytes:,}",
         ]
@@ -110,12 +111,8 @@ def _member_table(chain_map: ChainMap) -> str:
     return (
         f"{chain_map.id}: {len(chain_map.chains)} tasks on {chain_map.base.repo}, C = {chain_map.cost:.4f}\n"
         f"on disk: {weights:,} bytes of experts and heads, which C counts, in shards of "
-        f"{_bytes(chain_map, 'experts-'):,} with their headers; {_bytes(chain_map, 'router.'):,} bytes of router\n"
+        f"{chain_map.file_bytes('experts-'):,} with their headers; "
+        f"{chain_map.file_bytes('router.'):,} bytes of router\n"
         f"validation scores: {scores}\n\n"
         + text_table(("expert", "members", "stored as", "difference from", "bytes"), rows)
     )
-
-
-def _bytes(chain_map: ChainMap, prefix: str) -> int:
-    """Returns the bytes of the member's files whose names begin with `prefix`."""
-    return sum(entry.bytes for name, entry in chain_map.files.items() if name.startswith(prefix))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_merge.errors import some
 from hf_merge.merging.cost import FULL_BITS
-from hf_merge.merging.settings import spelled
+from hf_merge.merging.settings import described
 from hf_merge.storing.card_tables import megabytes
 from hf_merge.storing.front import Front
 from hf_merge.storing.results import Report
@@ -135,7 +135,7 @@ def plan_table(plan: "Plan") -> str:
 
 def _other_costs(plan: "Plan") -> str:
     """Returns what other codecs take, and what C means where the base is saved in fewer bits: lines, or nothing."""
-    others = [f"{settings_text(codec)} {cost:.4f}" for codec, cost in plan.cost_by_codec[1:]]
+    others = [f"{described(codec)} {cost:.4f}" for codec, cost in plan.cost_by_codec[1:]]
     lines = [f"all separate by the other codecs, C: {'; '.join(others)}\n"] if others else []
     if plan.saved_bits < FULL_BITS:
         times = FULL_BITS / plan.saved_bits
@@ -258,13 +258,7 @@ def _chosen(front: Front, label: str) -> str:
     """Returns the merge method or the codec of a front, or that components have their own."""
     if any(getattr(point, f"{label}s") is not None for point in front.points):
         return f"a {label} for each component"
-    return settings_text(getattr(front, label))
-
-
-def settings_text(entry: Mapping[str, Any]) -> str:
-    """Returns a method or codec with its settings."""
-    values = ", ".join(f"{key} {spelled(value)}" for key, value in entry.items() if key != "name")
-    return f"{entry['name']} ({values})" if values else str(entry["name"])
+    return described(getattr(front, label))
 
 
 def _percent(value: float | None) -> str:
