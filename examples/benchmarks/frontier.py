@@ -31,7 +31,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -134,10 +133,12 @@ def measured(recipe: Recipe, variant: str, folder: Path) -> Row:
         history = list(read_history(journal.records(), str(journal.path)).evaluations)
     if variant == "ladder":
         history = [entry for entry in history if _is_uniform(entry)]
-    share = partial(normalised_performance, individual=front.individual)
-    own = mean(front.individual.values())
-    chosen = {f"level {level}": cheapest(history, level, lambda entry: share(entry.scores)) for level in LEVELS}
-    chosen |= {f"mean {level}": cheapest(history, level, lambda entry: entry.performance / own) for level in LEVELS}
+    own, mean_own = front.individual, mean(front.individual.values())
+    shares: dict[str, Callable[[Evaluated], float]] = {
+        "level": lambda entry: normalised_performance(entry.scores, own),
+        "mean": lambda entry: entry.performance / mean_own,
+    }
+    chosen = {f"{by} {level}": cheapest(history, level, share) for by, share in shares.items() for level in LEVELS}
     chosen |= {f"budget {budget}": best(history, budget) for budget in BUDGETS}
     tested = on_test_rows(recipe, out, [entry for entry in chosen.values() if entry is not None])
     told = {key: None if entry is None else tested[str(entry.number)] for key, entry in chosen.items()}

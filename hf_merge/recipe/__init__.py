@@ -116,9 +116,10 @@ class SearchSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _settings_of_the_preset(cls, given: object) -> object:
-        if not isinstance(given, dict) or not isinstance(given.get("preset", DEFAULT_PRESET), str):
+        if not isinstance(given, dict):
             return given
-        return PRESETS.get(given.get("preset", DEFAULT_PRESET), {}) | given
+        preset = given.get("preset", DEFAULT_PRESET)
+        return PRESETS.get(preset, {}) | given if isinstance(preset, str) else given
 
     @model_validator(mode="after")
     def _enough_evaluations(self) -> "SearchSpec":

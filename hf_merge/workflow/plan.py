@@ -104,7 +104,7 @@ def _plan(project: Project) -> Plan:
     # Nothing is built by it, so every tensor counts as if it passed the range criterion.
     builder = ExpertBuilder(family, project.components, project.methods, project.codecs, limit_bytes=0)
     merged = builder.cost(space.all_merged())
-    separate, *_ = costs = [builder.cost(space.all_separate(codec)) for codec in range(space.codecs)]
+    costs = [builder.cost(space.all_separate(codec)) for codec in range(space.codecs)]
     positions = recipe.search.max_length or _POSITIONS.get(project.kind, _TOKENS)
     return Plan(
         base=family.base.source,
@@ -126,10 +126,10 @@ def _plan(project: Project) -> Plan:
         left_out=tuple(name for name in family.base.backbone().values() if name not in family.shapes),
         unplaced=unplaced(placed),
         cost_all_merged=merged,
-        cost_all_separate=separate,
+        cost_all_separate=costs[0],
         cost_by_codec=tuple(zip([codec.as_json() for codec in project.codecs], costs, strict=True)),
         saved_bits=_saved_bits(project),
-        member_bytes=(bytes_of(merged, family.parameters), bytes_of(separate, family.parameters)),
+        member_bytes=(bytes_of(merged, family.parameters), bytes_of(costs[0], family.parameters)),
         memory_bytes=_memory(project),
         forward_seconds=_forward_seconds(project, positions),
         assumed_positions=positions,
