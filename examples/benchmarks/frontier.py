@@ -1,7 +1,7 @@
 """What residual experts and methods as genes buy: fronts of preset `frontier` beside those of the paper's space.
 
     python examples/benchmarks/frontier.py RECIPE --out FILE.json [--seeds 0 1 2] [--evaluations 150] [--cache FOLDER]
-        [--variants frontier paper ...]
+        [--variants frontier paper ...] [--test-rows 300]
 
 `frontier`: partitions, methods and codecs searched together, with preset `frontier`'s own lists.
 `paper`: preset `paper` on the recipe's first merge method and 8 bits. `fast`: the same space by preset `fast`.
@@ -77,19 +77,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=150, help="of every search")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--test-rows", type=int, help="score on the first so many test rows of a task; default: all")
     parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
     chosen = parser.parse_args()
+    if chosen.test_rows is not None and chosen.test_rows < 1:
+        parser.error(f"--test-rows is {chosen.test_rows}: give 1 or more.")
     recipe = Recipe.load(chosen.recipe)
     with ExitStack() as stack:
         folder = chosen.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-merge-")))
         rows = [
             {"variant": variant, "seed": seed}
-            | measured(varied(recipe, variant, seed, chosen.evaluations), variant, folder)
+            | measured(varied(recipe, variant, seed, chosen.evaluations), variant, folder, chosen.test_rows)
             for seed in chosen.seeds
             for variant in chosen.variants
         ]
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    found = {"machine": machine, "evaluations": chosen.evaluations, "seeds": chosen.seeds, "runs": rows}
+    limits = {"evaluations": chosen.evaluations, "test_rows": chosen.test_rows}
+    found = {"machine": machine, **limits, "seeds": chosen.seeds, "runs": rows}
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")
     text = as_markdown(found)
     chosen.out.with_suffix(".md").write_text(text)
@@ -120,7 +124,7 @@ def varied(recipe: Recipe, variant: str, seed: int, evaluations: int) -> Recipe:
     return Recipe.parse(document, f"as {variant}")
 
 
-def measured(recipe: Recipe, variant: str, folder: Path) -> Row:
+def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) -> Row:
     """Returns what a search came to: levels, budgets, hypervolumes, seconds."""
     name = hashlib.sha256(recipe.dump().encode()).hexdigest()[:12]
     out = folder / f"{variant}-seed{recipe.search.seed}-{name}"
@@ -140,7 +144,7 @@ def measured(recipe: Recipe, variant: str, folder: Path) -> Row:
     }
     chosen = {f"{by} {level}": cheapest(history, level, share) for by, share in shares.items() for level in LEVELS}
     chosen |= {f"budget {budget}": best(history, budget) for budget in BUDGETS}
-    tested = on_test_rows(recipe, out, [entry for entry in chosen.values() if entry is not None])
+    tested = on_test_rows(recipe, out, [entry for entry in chosen.values() if entry is not None], test_rows)
     told = {key: None if entry is None else tested[str(entry.number)] for key, entry in chosen.items()}
     points = [(entry.cost, entry.performance) for entry in history]
     return {"evaluated": len(history), "chosen": told} | volumes(points, front)
@@ -185,15 +189,16 @@ def _box(front: Front) -> tuple[float, float]:
     return 1.1 * front.controls["all-separate"].cost, mean(front.pretrained.values())
 
 
-def on_test_rows(recipe: Recipe, out: Path, entries: Sequence[Evaluated]) -> dict[str, Row]:
+def on_test_rows(recipe: Recipe, out: Path, entries: Sequence[Evaluated], limit: int | None) -> dict[str, Row]:
     """Returns cost, validation and test scores of evaluations, by number; what the folder knows is not run again."""
-    path = out / "tested.json"
+    path = out / f"tested-{limit or 'all'}.json"
     known: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
-    missing = {entry.number: entry for entry in entries if "mean" not in known.get(str(entry.number), ())}
+    missing = {entry.number: entry for entry in entries if str(entry.number) not in known}
     if not missing:
         return known
     with open_project(recipe) as project:
-        rows = {task: data.test for task, data in load_rows(project.recipe, project.heads).items()}
+        loaded = load_rows(project.recipe, project.heads).items()
+        rows = {task: data.test if limit is None else data.test.first(limit) for task, data in loaded}
         builder = new_builder(project, out)
         evaluator = Evaluator(builder, task_runs(project, rows, Reader(project)), DTYPES[recipe.search.dtype])
         own = {task: evaluator.score(task, reference_chain(project.components, (task,))) for task in rows}
