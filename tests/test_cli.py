@@ -125,6 +125,7 @@ def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:
     answers = document(run("predict", tiny_run.folder, "--json", *texts))
     assert [answer["input"] for answer in answers] == texts
     (cat,) = document(run("predict", tiny_run.folder, "--task", "animals", "--json", texts[0]))
+    refuse(run("predict", tiny_run.folder, "--claim", 1.5, texts[0]), "claim is 1.5", "at most 1")
     assert (cat["task"], cat["label"] in ("cat", "dog")) == ("animals", True)
     (size,) = document(run("predict", tiny_run.folder, "--task", "sizes", "--json", texts[2]))
     assert size["label"] is None

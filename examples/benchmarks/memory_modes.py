@@ -1,12 +1,13 @@
 """Loading and serving a configuration, decoded or packed, beside fine-tunes loaded by transformers.
 
-    python examples/benchmarks/memory_modes.py RUN [--budget 0.36] [--out FILE.json] [--rounds 5]
+    python examples/benchmarks/memory_modes.py RUN [--budget 0.36] [--out FILE.json] [--rounds 5] [--cold]
 
 RUN is a run of text tasks whose configurations are built (`hf-merge build RUN`) and whose recipe names local
 fine-tunes. Every case runs in a process of its own, the cases take turns, and medians are told: the time from the call
 to the first answer to one sentence, the time of a batch of 32 sentences thereafter (of tasks in turn, routing left
-out), and the resident memory that both added. Imports come before the clock starts; files are in the system's memory.
-Of the loads only those by hf-merge compare digests: they hash every byte that they use.
+out), and the resident memory that both added. Imports come before the clock starts. Files are in the system's memory;
+with --cold, they are dropped from it before every case, as after a start of the machine, and come from the disk. Of
+the loads only those by hf-merge compare digests: they hash every byte that they use.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder with its members built")
     parser.add_argument("--budget", type=float, default=0.36)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="read every file from the disk")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -53,9 +55,11 @@ def main() -> None:
     found: dict[str, list[list[float]]] = {case: [] for case in CASES}
     for _ in range(arguments.rounds):
         for case, rounds in found.items():
+            if arguments.cold:
+                drop(arguments.run, member_folder(arguments.run, point))
             rounds.append(alone(case, arguments.run, arguments.budget))
     described = {"configuration": point.id, "cost": point.cost, "megabytes_of_c": 4e-6 * point.cost * front.parameters}
-    text = json.dumps({"rounds": arguments.rounds, **described} | table(found), indent=1)
+    text = json.dumps({"rounds": arguments.rounds, "cold": arguments.cold, **described} | table(found), indent=1)
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n")
@@ -85,6 +89,28 @@ def member_folder(run: Path, point: FrontPoint) -> Path:
     return run / "members" / point.id
 
 
+def drop(run: Path, member: Path) -> None:
+    """Drops the files of all cases from the system's memory; file systems that live there have nowhere to drop to.
+
+    Raises:
+        SystemExit: The system cannot do that.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        raise SystemExit("--cold needs a system with posix_fadvise, such as Linux.")
+    for folder in (member, *folders_of(run).values()):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def folders_of(run: Path) -> dict[str, Path]:
+    """Returns the folders of the fine-tunes by task."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    return {task["name"]: Path(task["model"]) for task in recipe["tasks"]}
+
+
 def alone(case: str, run: Path, budget: float) -> list[float]:
     """Returns what a case takes, in a process of its own."""
     command = [sys.executable, __file__, str(run), "--budget", str(budget), "--case", case]
@@ -100,8 +126,7 @@ def measure(case: str, run: Path, member: Path) -> list[float]:
 
     from hf_merge.serving.model import MergeModel
 
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    folders = {task["name"]: task["model"] for task in recipe["tasks"]}
+    folders = folders_of(run)
     tasks = list(folders) if case.startswith("all") else list(folders)[:1]
     config = AutoConfig.from_pretrained(folders[tasks[0]])
     AutoModelForSequenceClassification._model_mapping[type(config)]  # looking the class up imports it

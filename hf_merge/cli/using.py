@@ -39,6 +39,15 @@ def predict(
     budget: Budget = None,
     revision: Revision = None,
     task: Annotated[str | None, typer.Option("--task", help="Skip routing.")] = None,
+    claim: Annotated[
+        float | None,
+        typer.Option(
+            "--claim",
+            metavar="P",
+            help="Do not answer what the router takes to be no task's with at least this probability; "
+            "with --generate, the merged model goes on from it.",
+        ),
+    ] = None,
     write: Annotated[bool, typer.Option("--generate", help="Have a language model write instead of choose.")] = False,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", help="With --generate: the most tokens to write.")
@@ -56,10 +65,10 @@ def predict(
     model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
     read = read_inputs(model, inputs)
     if write:
-        texts = model.generate(read, task=task, max_new_tokens=max_new_tokens)
+        texts = model.generate(read, task=task, claim=claim, max_new_tokens=max_new_tokens)
         documents, table = [asdict(answer) for answer in texts], generations_table(inputs, texts)
     else:
-        answers = model.predict(read, task=task)
+        answers = model.predict(read, task=task, claim=claim)
         documents, table = [asdict(answer) for answer in answers], predictions_table(inputs, answers)
     print_document(
         [{"input": given, **shown} for given, shown in zip(inputs, documents, strict=True)] if as_json else table

@@ -39,9 +39,10 @@ _CODEC = codecs.get("int8")
 
 
 class FeatureModel:
-    """The pre-trained model up to some block, as the router's eyes.
+    """A model without a head up to some block: the router's eyes, with the pre-trained weights.
 
     Attributes:
+        module: The transformers model, in evaluation mode; of an encoder and its decoder, the encoder.
         names: The backbone tensors it needs, named as on the base's disk.
     """
 
@@ -60,16 +61,16 @@ class FeatureModel:
             CheckpointDamaged: The configuration describes no model.
             ModelMismatch: The model needs a tensor that is not among `names`.
         """
-        self._module, self._slots = _eyes(config, layers)
-        if layers == 0 and not _runs(self._module):
-            self._module, self._slots = _eyes(config, 1)
+        self.module, self._slots = _eyes(config, layers)
+        if layers == 0 and not _runs(self.module):
+            self.module, self._slots = _eyes(config, 1)
         self._places = _places(self._slots, names, trunk)
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
         unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
         lacking = [name for name in unused if not is_pooler(name) and role_of(name) != "head"]
         if lacking:
-            raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
+            raise ModelMismatch(f"{type(self.module).__name__} needs tensors that the base lacks: {some(lacking)}.")
         for slot in unused.values():  # what a pooler or head gives is thrown away
             slot.fill(torch.zeros(slot.shape))
 
@@ -82,14 +83,14 @@ class FeatureModel:
         for name, slot in self._places.items():
             if tuple(tensors[name].shape) != slot.shape:
                 found, needed = list(tensors[name].shape), list(slot.shape)
-                raise ModelMismatch(f"'{name}' has shape {found} where {type(self._module).__name__} needs {needed}.")
+                raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
             slot.fill(tensors[name])
         for fusion in fusions(self._slots):
             fusion.settle()
 
     def move_buffers(self, device: torch.device) -> None:
         """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
-        move_buffers(self._module, self._slots, device)
+        move_buffers(self.module, self._slots, device)
 
     @torch.inference_mode()
     def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -97,10 +98,23 @@ class FeatureModel:
 
         That is [batch, positions, width], and of a convolutional network [batch, width, height, width of the grid].
         """
-        states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
+        states: Tensor = self.module(**in_precision(self.module, inputs)).last_hidden_state
         return states
 
-    def mask_over(self, states: Tensor, mask: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the mean hidden state over each row's real positions, [batch, width], for a batch of inputs."""
+        inputs = padded_behind(inputs)
+        states = self.hidden_states(inputs)
+        if states.ndim == 4:
+            return states.mean(dim=(2, 3))
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return states.mean(dim=1)
+        weights = self._mask_over(states, mask).to(states.dtype).unsqueeze(-1)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def _mask_over(self, states: Tensor, mask: Tensor) -> Tensor:
         """Returns a mask over the positions of hidden states; that of a sound's samples says which frames are real.
 
         Args:
@@ -109,7 +123,7 @@ class FeatureModel:
         """
         if mask.shape[1] == states.shape[1]:
             return mask
-        over: Tensor = cast(Any, self._module)._get_feature_vector_attention_mask(states.shape[1], mask)
+        over: Tensor = cast(Any, self.module)._get_feature_vector_attention_mask(states.shape[1], mask)
         return over
 
 
@@ -188,15 +202,7 @@ class FeatureExtractor:
     @torch.inference_mode()
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Returns the mean hidden state over each row's real positions: [batch, width] float32, on the processor."""
-        moved = {name: value.to(self._device) for name, value in padded_behind(inputs).items()}
-        states = self._model.hidden_states(moved)
-        if states.ndim == 4:
-            return states.mean(dim=(2, 3)).cpu()
-        mask = moved.get("attention_mask")
-        if mask is None:
-            return states.mean(dim=1).cpu()
-        weights = self._model.mask_over(states, mask).to(states.dtype).unsqueeze(-1)
-        return ((states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).cpu()
+        return self._model.pooled({name: value.to(self._device) for name, value in inputs.items()}).cpu()
 
 
 def padded_behind(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

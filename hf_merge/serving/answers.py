@@ -12,8 +12,9 @@ class MergeOutput:
     """What a batch gave.
 
     Attributes:
-        logits: [batch, widest head] float; beyond a task's own labels -inf.
-        task_ids: [batch] int64, the task that answered each row, as an index of `MergeModel.tasks`.
+        logits: [batch, widest head] float; beyond a task's own labels -inf, and throughout where no task claims a row.
+        task_ids: [batch] int64, the task that answered each row, as an index of `MergeModel.tasks`; -1 where no task
+            claims it.
     """
 
     logits: Tensor
@@ -25,11 +26,11 @@ class Generation:
     """What a language model wrote for one input.
 
     Attributes:
-        task: The task that answered.
-        text: What it wrote, without special tokens and without the prompt.
+        task: The task that answered; None where none claims the input, and the merged model wrote.
+        text: What was written, without special tokens and without the prompt.
     """
 
-    task: str
+    task: str | None
     text: str
 
 
@@ -38,19 +39,24 @@ class Prediction:
     """One input's answer.
 
     Attributes:
-        task: The task that answered.
+        task: The task that answered; None where none claims the input, which then has no answer.
         label: The label's name, its number as text where labels have no names, or None for a regression.
         score: The label's probability, or the value of a regression. A language model's probabilities are those of
-            its options' mean log-likelihoods, which sum to 1 over the options.
+            its options' mean log-likelihoods, which sum to 1 over the options. 0 where there is no answer.
     """
 
-    task: str
+    task: str | None
     label: str | None
     score: float
 
     @classmethod
-    def of(cls, task: str, head: Head, logits: Tensor) -> "Prediction":
-        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest."""
+    def of(cls, task: str | None, head: Head | None, logits: Tensor) -> "Prediction":
+        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest.
+
+        Without a head it is no answer.
+        """
+        if head is None:
+            return cls(task, None, 0.0)
         if head.num_labels == 1:
             return cls(task, None, float(logits[0]))
         own = logits[: head.num_labels].float()

@@ -32,6 +32,20 @@ def task_numbers(task: str | Sequence[str], rows: int, tasks: Sequence[str], cha
     return torch.tensor([tasks.index(name) for name in names], dtype=torch.int64)
 
 
+def check_claim(claim: float | None, task: str | Sequence[str] | None = None) -> None:
+    """Checks what probability a task must claim an input with; None is any.
+
+    Raises:
+        InputError: It is no probability, or the tasks are named, so that none has to claim anything.
+    """
+    if claim is None:
+        return
+    if not 0 < claim <= 1:
+        raise InputError(f"claim is {claim}; give a probability above 0 and at most 1, like 0.9.")
+    if task is not None:
+        raise InputError("claim is for inputs that are routed, and here the task is named: leave one of the two out.")
+
+
 def count_rows(inputs: Mapping[str, Tensor]) -> int:
     """Returns the rows of a batch of model inputs.
 

@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
-from hf_merge.errors import CheckpointDamaged, MalformedChainMap
+from hf_merge.errors import CheckpointDamaged, InputError, MalformedChainMap
 from hf_merge.merging.components import Shape
 from hf_merge.modeling.adapters import adapter_shapes
 from hf_merge.modeling.assembly import Head, Kind, TaskModel
@@ -43,6 +43,7 @@ class Assembler:
         heads: What each task's head answers, by task.
         tokens: What texts are padded and end with, for models whose configuration does not say.
         config: The base's configuration.
+        trunk: The base's trunk, as the components' tensors have it.
         packed: The experts as they are stored, where models decode what they use; None where experts are decoded.
     """
 
@@ -64,7 +65,7 @@ class Assembler:
                 member.check(name)
         self.config = _read_config(member)
         self._names = [name for component in chain_map.components for name in component.tensors]
-        self._trunk = trunk_of(self._names)
+        self.trunk = trunk_of(self._names)
         self.kind = cast(Kind, chain_map.model.type)  # which the map's reader has checked
         self.heads = {task: _head(chain_map, task) for task in member.tasks}
         self.tokens = SpecialTokens()
@@ -127,7 +128,7 @@ class Assembler:
                 found = pool.map(lambda entry: self._placed(member.expert(entry)), missing)
                 decoded |= zip([entry.id for entry in missing], found, strict=True)
             for identifier in chain:
-                model.set_backbone(decoded[identifier], self._trunk)
+                model.set_backbone(decoded[identifier], self.trunk)
         model.require_complete()
         return model
 
@@ -135,7 +136,7 @@ class Assembler:
         """Has a task's model decode the tensors of its chain when it uses them."""
         chain_map = self._member.chain_map
         for component, identifier in zip(chain_map.components, chain_map.chains[task], strict=True):
-            set_on_use(model, component.tensors, self._trunk, self._dtype, partial(packed.tensor, identifier))
+            set_on_use(model, component.tensors, self.trunk, self._dtype, partial(packed.tensor, identifier))
 
     @property
     def width(self) -> int:
@@ -147,15 +148,19 @@ class Assembler:
         """The tasks, in the order of the models."""
         return self._member.tasks
 
-    def skeleton(self, task: str) -> TaskModel:
+    def skeleton(self, task: str, adapter: Mapping[str, Shape] | None = None) -> TaskModel:
         """Returns a task's model without weights.
+
+        Args:
+            task: The task.
+            adapter: The shapes of the adapter's tensors, by name; None is those that the tasks' chains have.
 
         Raises:
             UnsupportedArchitecture: transformers has no such model.
             CheckpointDamaged: The configuration describes no model.
         """
-        names, adapter = self._names, self._adapter
-        return task_model(self.config, self.kind, self.heads[task], self.tokens, names, self._trunk, adapter)
+        shapes = self._adapter if adapter is None else adapter
+        return task_model(self.config, self.kind, self.heads[task], self.tokens, self._names, self.trunk, shapes)
 
     @cached_property
     def routing(self) -> tuple[Router, FeatureExtractor] | None:
@@ -167,13 +172,35 @@ class Assembler:
         tensors = self._member.router()
         if tensors is None:
             return None
-        router, eyes = load_router(tensors, self.config, self._trunk, device=self._device)
+        router, eyes = load_router(tensors, self.config, self.trunk, device=self._device)
         known = len(self._member.chain_map.tasks)
         if router.tasks != known:
             raise MalformedChainMap(
                 f"{self._member.source}: the router knows {router.tasks} tasks where there are {known}."
             )
         return router, eyes
+
+    def route(self, inputs: Mapping[str, Tensor], claim: float | None = None) -> Tensor:
+        """Returns the task of each row of a batch, [batch] int64, as an index of `tasks`; `UNCLAIMED` where none is.
+
+        Args:
+            inputs: The model's inputs, each [batch, ...], on any device.
+            claim: The least probability with which a task must claim a row; None needs none.
+
+        Raises:
+            InputError: There is no router, and more than one task to choose from or a claim to be made.
+        """
+        if len(self.tasks) == 1 and claim is None:
+            return torch.zeros(len(next(iter(inputs.values()))), dtype=torch.int64)
+        if self.routing is None:
+            if len(self.tasks) == 1 < len(self._member.chain_map.tasks):
+                raise InputError(
+                    "A task loaded by itself has no router, which claim asks: load the model without tasks=."
+                )
+            raise InputError(f"{self._member.source} holds no router: name the task of every input with task=.")
+        router, eyes = self.routing
+        among = [index for index, task in enumerate(self._member.chain_map.tasks) if task in self.tasks]
+        return router.route(eyes.pooled(inputs), among, claim)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}

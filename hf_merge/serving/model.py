@@ -14,13 +14,15 @@ from hf_merge.errors import InputError, some
 from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import Generation, MergeOutput, Prediction
-from hf_merge.serving.asking import count_rows, task_numbers
+from hf_merge.serving.asking import check_claim, count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.packing import chosen_memory
 from hf_merge.serving.reading import InputReader
+from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.saving import SavedMember
 from hf_merge.serving.selection import open_member
 from hf_merge.serving.speaking import Speaker
+from hf_merge.serving.unclaimed import CommonModel
 from hf_merge.storing import hub
 from hf_merge.storing.library import Member
 
@@ -35,6 +37,8 @@ __all__ = ["Generation", "MergeModel", "MergeOutput", "Prediction"]
 Inputs: TypeAlias = (
     "Sequence[str | tuple[str, str]] | Sequence[Image] | Sequence[str | Path | Mapping[str, Any] | Sound]"
 )
+
+Tasks: TypeAlias = "str | Sequence[str] | None"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_SIZE = 32
@@ -75,9 +79,11 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
             self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
         self._parts.tokens = self._reader.tokens
         self._recombiner = self._parts.recombiner()
+        self._common = CommonModel(self._parts, member, self.device, self.dtype)
         self._speaker: Speaker | None = None
         if self.chain_map.wordings:
-            self._speaker = Speaker(self._parts, self._reader, self._recombiner, self.chain_map.chains, self.device)
+            chains = self.chain_map.chains
+            self._speaker = Speaker(self._parts, self._reader, self._recombiner, self._common, chains, self.device)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -126,7 +132,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         return cls(member, device=device, dtype=dtype, memory=memory)
 
     @torch.inference_mode()
-    def __call__(self, task: str | Sequence[str] | None = None, **inputs: Tensor) -> MergeOutput:
+    def __call__(self, task: Tasks = None, **inputs: Tensor) -> MergeOutput:
         """Returns logits for a batch.
 
         Args:
@@ -140,9 +146,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         if self._speaker is not None:
             raise InputError("A language model's tasks word their prompts: give texts to predict or generate.")
         rows = count_rows(inputs)
-        task_ids = self.route(**inputs) if task is None else self._task_ids(task, rows)
-        moved = {name: value.to(self.device) for name, value in inputs.items()}
-        return MergeOutput(self._recombiner.logits(moved, task_ids), task_ids)
+        return self._answered(inputs, self._parts.route(inputs) if task is None else self._task_ids(task, rows))
 
     def route(self, **inputs: Tensor) -> Tensor:
         """Returns the task of each row of a batch: [batch] int64, an index of `tasks`.
@@ -153,18 +157,11 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         Raises:
             InputError: The batch is empty, or there is no router.
         """
-        rows = count_rows(inputs)
-        if len(self.tasks) == 1:
-            return torch.zeros(rows, dtype=torch.int64)
-        routing = self._parts.routing
-        if routing is None:
-            raise InputError(f"{self._member.source} holds no router: name the task of every input with task=.")
-        router, eyes = routing
-        among = [index for index, task in enumerate(self.chain_map.tasks) if task in self.tasks]
-        return router.route(eyes.pooled(inputs), among)
+        count_rows(inputs)
+        return self._parts.route(inputs)
 
     def predict(
-        self, inputs: Inputs, *, task: str | Sequence[str] | None = None, batch_size: int = _BATCH_SIZE
+        self, inputs: Inputs, *, task: Tasks = None, claim: float | None = None, batch_size: int = _BATCH_SIZE
     ) -> list[Prediction]:
         """Returns one answer per input, in order.
 
@@ -174,29 +171,33 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
             inputs: Texts, pairs of texts (both kinds may be mixed), images, or sounds: paths of WAV files, or
                 mappings of `array` (samples) and `sampling_rate`.
             task: The task of all inputs, or of each; None routes every input.
+            claim: The least probability with which the router must take an input to be a task's, above 0 and at most
+                1. Where it takes it to be nobody's, there is no answer (see `features`). None answers every input.
             batch_size: Inputs per batch.
 
         Raises:
             InputError: An input is of another kind than the model reads, a task is unknown, or answers in words of
-                its own: ask it with `generate`.
+                its own: ask it with `generate`. Or `claim` is no probability, or is given beside `task`.
         """
-        output = self.outputs(inputs, task=task, batch_size=batch_size)
+        output = self.outputs(inputs, task=task, claim=claim, batch_size=batch_size)
+        names = self._names(output.task_ids)
         wordless = [name for name in self.tasks if not self.heads[name].num_labels]
-        if wordless and any(self.tasks[index] in wordless for index in output.task_ids.tolist()):
+        if not set(wordless).isdisjoint(names):
             raise InputError(f"{some(wordless)} answers in words of its own, without options: use generate.")
-        answers = zip(output.logits, output.task_ids.tolist(), strict=True)
-        return [Prediction.of(self.tasks[index], self.heads[self.tasks[index]], logits) for logits, index in answers]
+        answers = zip(names, output.logits, strict=True)
+        return [Prediction.of(name, None if name is None else self.heads[name], logits) for name, logits in answers]
 
     def outputs(
-        self, inputs: Inputs, *, task: str | Sequence[str] | None = None, batch_size: int = _BATCH_SIZE
+        self, inputs: Inputs, *, task: Tasks = None, claim: float | None = None, batch_size: int = _BATCH_SIZE
     ) -> MergeOutput:
         """Returns logits [inputs, widest head] float32 and tasks of any number of inputs, in order, on the processor.
 
         A language model's logits are the scores of its options; -inf all over where a task has none. Arguments and
         errors are those of `predict`.
         """
+        check_claim(claim, task)
         if self._speaker is not None:
-            task_ids = self._tasks_of(inputs, task, batch_size)
+            task_ids = self._tasks_of(inputs, task, claim, batch_size)
             return MergeOutput(self._speaker.scores(inputs, task_ids, batch_size), task_ids)
         chosen = None if task is None else self._task_ids(task, len(inputs))
         logits = torch.empty(len(inputs), self._parts.width)
@@ -204,8 +205,9 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         for positions, batches in self._reader.batches(inputs, batch_size):
             outputs = []
             for batch in batches:
-                names = None if chosen is None else [self.tasks[chosen[positions[row]]] for row in batch.rows]
-                outputs.append(self(names, **batch.inputs))
+                places = [positions[row] for row in batch.rows]
+                tasks = self._parts.route(batch.inputs, claim) if chosen is None else chosen[places]
+                outputs.append(self._answered(batch.inputs, tasks))
             logits[positions] = restore(batches, [output.logits.float().cpu() for output in outputs])
             task_ids[positions] = restore(batches, [output.task_ids for output in outputs])
         return MergeOutput(logits, task_ids)
@@ -214,7 +216,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         self,
         inputs: Inputs,
         *,
-        task: str | Sequence[str] | None = None,
+        task: Tasks = None,
+        claim: float | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = _BATCH_SIZE,
         seed: int | None = None,
@@ -228,6 +231,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         Args:
             inputs: Texts, and pairs of texts.
             task: The task of all inputs, or of each; None routes every input.
+            claim: As for `predict`, but an input that no task claims is answered too: the merged model goes on from
+                it as it is, in no task's words.
             max_new_tokens: The most tokens to write; None is what the task says, or 32.
             batch_size: Inputs per batch.
             seed: Decides what is drawn; needed with `do_sample=True`. What is drawn depends on the batches too.
@@ -239,17 +244,30 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         """
         if self._speaker is None:
             raise InputError("This model classifies and writes nothing; ask it with predict.")
-        task_ids = self._tasks_of(inputs, task, batch_size)
+        check_claim(claim, task)
+        task_ids = self._tasks_of(inputs, task, claim, batch_size)
         texts = self._speaker.texts(inputs, task_ids, max_new_tokens, batch_size, seed, options)
-        return [Generation(self.tasks[index], text) for index, text in zip(task_ids.tolist(), texts, strict=True)]
+        return [Generation(name, text) for name, text in zip(self._names(task_ids), texts, strict=True)]
 
-    def routes(self, inputs: Inputs, *, batch_size: int = _BATCH_SIZE) -> Tensor:
-        """Returns the task that each input is sent to: [inputs] int64, an index of `tasks`.
+    def routes(self, inputs: Inputs, *, claim: float | None = None, batch_size: int = _BATCH_SIZE) -> Tensor:
+        """Returns the task that each input is sent to: [inputs] int64, an index of `tasks`, -1 where none claims it.
 
         Raises:
-            InputError: An input is of another kind than the model reads, or there is no router.
+            InputError: An input is of another kind than the model reads, there is no router, or `claim` is none.
         """
-        return self._tasks_of(inputs, None, batch_size)
+        check_claim(claim)
+        return self._tasks_of(inputs, None, claim, batch_size)
+
+    def features(self, inputs: Inputs, *, batch_size: int = _BATCH_SIZE) -> Tensor:
+        """Returns what the merged model makes of inputs, whoever's they are: [inputs, width] float32.
+
+        That is the mean last hidden state of what the tasks have in common (docs/format.md, section 6): their shared
+        experts, or the mean of their own. It serves inputs that no task claims.
+
+        Raises:
+            InputError: An input is of another kind than the model reads, or the model is a language model.
+        """
+        return self._reader.run(inputs, batch_size, self._common.pooled)
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -281,15 +299,21 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         model.fold_adapter()
         return model.module.requires_grad_(True)
 
-    def _tasks_of(self, inputs: Inputs, task: str | Sequence[str] | None, batch_size: int) -> Tensor:
+    def _tasks_of(self, inputs: Inputs, task: Tasks, claim: float | None, batch_size: int) -> Tensor:
         """Returns the task of each input, as given or as routed."""
         if task is not None:
             self._reader.require(inputs, batch_size)
             return self._task_ids(task, len(inputs))
-        task_ids = torch.empty(len(inputs), dtype=torch.int64)
-        for positions, batches in self._reader.batches(inputs, batch_size):
-            task_ids[positions] = restore(batches, [self.route(**batch.inputs) for batch in batches])
-        return task_ids
+        return self._reader.run(inputs, batch_size, lambda batch: self._parts.route(batch, claim))
+
+    @torch.inference_mode()
+    def _answered(self, inputs: Mapping[str, Tensor], task_ids: Tensor) -> MergeOutput:
+        """Returns the logits of a batch whose tasks are known."""
+        moved = {name: value.to(self.device) for name, value in inputs.items()}
+        return MergeOutput(self._recombiner.logits(moved, task_ids), task_ids)
+
+    def _names(self, task_ids: Tensor) -> list[str | None]:
+        return [None if index == UNCLAIMED else self.tasks[index] for index in task_ids.tolist()]
 
     def _task_ids(self, task: str | Sequence[str], rows: int) -> Tensor:
         return task_numbers(task, rows, self.tasks, self.chain_map)

@@ -1,15 +1,18 @@
 """What a user gives becomes batches: texts, pairs of texts, images or sounds, by a member's tokenizer or processor."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import Kind
 from hf_merge.modeling.hearing import Hearing
-from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, text_batches
+from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from hf_merge.modeling.language import SpecialTokens
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.storing.sounds import Sound, sound_in
@@ -73,6 +76,23 @@ class InputReader:
         if pairs:
             first, second = map(list, zip(*(inputs[index] for index in pairs), strict=True))
             yield pairs, self._arranged(first, second, batch_size)
+
+    def run(
+        self, inputs: Sequence[Any], batch_size: int, function: Callable[[Mapping[str, Tensor]], Tensor]
+    ) -> Tensor:
+        """Returns what a function gives for a batch's model inputs, [batch, ...], for all inputs in their order.
+
+        Raises:
+            InputError: As `batches`.
+        """
+        found: list[Tensor] = []
+        order: list[int] = []
+        for positions, batches in self.batches(inputs, batch_size):
+            found.append(restore(batches, [function(batch.inputs) for batch in batches]))
+            order += positions
+        if not found:
+            return torch.empty(0, dtype=torch.int64)
+        return torch.cat(found)[torch.tensor(order).argsort()]
 
     @contextmanager
     def prompting(self, config: Mapping[str, Any], batch_size: int) -> Iterator[Prompter]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import TaskModel
+from hf_merge.serving.router import UNCLAIMED
 
 
 class Recombiner:
@@ -38,7 +39,8 @@ class Recombiner:
 
         Args:
             inputs: The batch's model inputs, each [batch, ...], on the device of the models.
-            tasks: The task of each row, [batch] int64, on the processor.
+            tasks: The task of each row, [batch] int64, on the processor. Rows of none (`UNCLAIMED`) are not run, and
+                have -inf throughout.
 
         Raises:
             InputError: The batch is empty.
@@ -47,14 +49,15 @@ class Recombiner:
             raise InputError("The batch is empty: give at least one row.")
         with self._lock:  # a shared run puts something else in a backbone's place for a moment
             parts = list(self._parts(inputs, tasks))
-        answers = parts[0][1].new_full((len(tasks), self._width), -torch.inf)
+        like = parts[0][1] if parts else torch.empty(0)
+        answers = like.new_full((len(tasks), self._width), -torch.inf)
         for rows, logits in parts:
             answers[rows, : logits.shape[1]] = logits
         return answers
 
     def _parts(self, inputs: Mapping[str, Tensor], tasks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields row numbers and their logits, chain by chain."""
-        chosen = sorted(set(tasks.tolist()))
+        chosen = sorted(set(tasks.tolist()) - {UNCLAIMED})
         groups = {task: self._group(task) for task in chosen}
         for group in dict.fromkeys(groups.values()):
             together = [task for task in chosen if groups[task] == group]

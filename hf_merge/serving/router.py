@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_merge.errors import InputError, MalformedChainMap
 
 
+UNCLAIMED = -1
 _DROPOUT, _BATCH = 0.5, 64
 _NET = "net."
 
@@ -86,18 +87,25 @@ class Router:
         scores: Tensor = self._net((features.float() - self._mean) / self._deviation)
         return scores
 
-    def route(self, features: Tensor, among: Sequence[int] | None = None) -> Tensor:
+    def route(self, features: Tensor, among: Sequence[int] | None = None, claim: float | None = None) -> Tensor:
         """Returns the task of each row, [batch] int64: the index of the highest score.
 
         Args:
             features: As for `scores`.
             among: The tasks to choose from; the indices returned then count within these. None takes all.
+            claim: The least probability, of all tasks', with which the task of a row must claim it; the task of other
+                rows is `UNCLAIMED`. None needs none.
 
         Raises:
             InputError: The features are of another width.
         """
         scores = self.scores(features)
-        return (scores if among is None else scores[:, list(among)]).argmax(dim=1)
+        chosen = scores if among is None else scores[:, list(among)]
+        highest, tasks = chosen.max(dim=1)
+        if claim is None:
+            return tasks
+        # The highest probability is that of the highest score; the softmax runs over tasks that were not loaded too.
+        return tasks.where((highest - scores.logsumexp(dim=1)).exp() >= claim, UNCLAIMED)
 
 
 def fit(

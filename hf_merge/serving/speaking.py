@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from hf_merge.errors import InputError
+from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.generation import check_options, seeded, written
 from hf_merge.modeling.inputs import restore
 from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, MOST_NEW_TOKENS, Wording
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
 from hf_merge.serving.recombine import Recombiner
+from hf_merge.serving.router import UNCLAIMED
+from hf_merge.serving.unclaimed import CommonModel
 
 
 class Speaker:
@@ -27,17 +30,18 @@ class Speaker:
         parts: Assembler,
         reader: InputReader,
         recombiner: Recombiner,
+        common: CommonModel,
         chains: Mapping[str, tuple[str, ...]],
         device: torch.device,
     ) -> None:
-        """Takes the tasks' models, and the chain (expert ids) of each task."""
+        """Takes the tasks' models, the merged model for inputs of none, and the chain (expert ids) of each task."""
         self._parts, self._reader, self._recombiner, self._chains = parts, reader, recombiner, chains
-        self._device = device
+        self._common, self._device = common, device
 
     def scores(self, inputs: Sequence[Any], task_ids: Tensor, batch_size: int) -> Tensor:
         """Returns the scores of every input's options, [inputs, widest head] float32 on the processor.
 
-        Beyond a task's own options they are -inf, and everywhere for a task that answers in its own words.
+        Beyond a task's own options they are -inf, and everywhere for no task, or one that answers in its own words.
 
         Args:
             inputs: Texts and pairs of texts.
@@ -45,7 +49,7 @@ class Speaker:
             batch_size: The most sequences per batch; options count.
         """
         scores = torch.full((len(inputs), self._parts.width), -torch.inf)
-        for index in sorted(set(task_ids.tolist())):
+        for index in sorted(set(task_ids.tolist()) - {UNCLAIMED}):
             answers = self._wording(index).answers
             if answers is None:
                 continue
@@ -70,6 +74,8 @@ class Speaker:
     ) -> list[str]:
         """Returns what each input's task writes for it; the arguments are those of `MergeModel.generate`.
 
+        Where no task claims an input, the merged model goes on from it as it is.
+
         Raises:
             InputError: An option is unknown or impossible.
         """
@@ -82,7 +88,7 @@ class Speaker:
                 prompts = [self._prompt(int(task_ids[row]), inputs[row]) for row in rows]
                 with self._reader.prompting(self._parts.config, batch_size) as prompter:
                     batches = prompter.prompt_batches(prompts, length)
-                model = self._recombiner.models[int(task_ids[rows[0]])].module
+                model = self._model(int(task_ids[rows[0]])).module
                 for batch in batches:
                     texts = self._reader.decode(written(model, self._moved(batch.inputs), length, options))
                     for row, text in zip(batch.rows, texts, strict=True):
@@ -93,13 +99,19 @@ class Speaker:
         """Yields the rows that one model answers with one length, and the length."""
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for row, index in enumerate(task_ids.tolist()):
-            length = max_new_tokens or self._wording(index).max_new_tokens or DEFAULT_NEW_TOKENS
-            groups.setdefault((self._chains[self._parts.tasks[index]], length), []).append(row)
+            own = None if index == UNCLAIMED else self._wording(index).max_new_tokens
+            chain = () if index == UNCLAIMED else self._chains[self._parts.tasks[index]]
+            groups.setdefault((chain, max_new_tokens or own or DEFAULT_NEW_TOKENS), []).append(row)
         yield from ((rows, length) for (_, length), rows in groups.items())
 
     def _prompt(self, index: int, item: Any) -> str:
         text, pair = item if isinstance(item, tuple | list) else (item, None)
+        if index == UNCLAIMED:
+            return str(text if pair is None else f"{text} {pair}")
         return self._wording(index).prompt(text, pair)
+
+    def _model(self, index: int) -> TaskModel:
+        return self._common.language() if index == UNCLAIMED else self._recombiner.models[index]
 
     def _wording(self, index: int) -> Wording:
         wording = self._parts.heads[self._parts.tasks[index]].wording

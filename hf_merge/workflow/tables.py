@@ -168,7 +168,7 @@ def report_table(report: Report) -> str:
 def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") -> str:
     """Returns answers with their inputs, one line each, in columns that a tab divides."""
     return "\n".join(
-        f"{answer.task}\t{answer.label if answer.label is not None else '-'}\t{answer.score:.4f}\t{given}"
+        f"{answer.task or '-'}\t{answer.label if answer.label is not None else '-'}\t{answer.score:.4f}\t{given}"
         for given, answer in zip(inputs, answers, strict=True)
     )
 
@@ -176,7 +176,7 @@ def predictions_table(inputs: Sequence[str], answers: "Sequence[Prediction]") ->
 def generations_table(inputs: Sequence[str], answers: "Sequence[Generation]") -> str:
     """Returns what was written with its inputs, one line each, divided by tabs; line ends in it are escaped."""
     return "\n".join(
-        f"{answer.task}\t{_on_one_line(answer.text)}\t{_on_one_line(given)}"
+        f"{answer.task or '-'}\t{_on_one_line(answer.text)}\t{_on_one_line(given)}"
         for given, answer in zip(inputs, answers, strict=True)
     )
 

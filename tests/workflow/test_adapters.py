@@ -24,6 +24,7 @@ from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE, TIMINGS_FILE
 from hf_merge.workflow.search import search
 from tests import tiny_models
+from tests.serving.test_unclaimed import plain_features
 from tests.tiny_adapters import load_adapter, mixed, speaking_adapters
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import ROUTER, SEARCH
@@ -78,6 +79,19 @@ def test_tasks_kept_apart_answer_as_peft_has_them(
         given = model(task=task, **inputs).logits[:, : wanted.shape[1]]
         torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(alone, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("control", ["all-separate", "all-merged"])
+def test_adapters_have_the_base_in_common_or_their_merged_one(of_lora: tuple[Front, Path], control: str) -> None:
+    front, folder = of_lora
+    model, texts = served(folder, front, control), ["a short text", "another one, longer"]
+    weights = dict(model.materialize(next(iter(front.tasks))).base_model.state_dict())
+    if control == "all-separate":
+        (entry,) = [entry for entry in model._member.experts if not entry.members]
+        stored = model._member.expert(entry)
+        weights = {name.removeprefix(model._parts.trunk): tensor for name, tensor in stored.items()}
+    wanted = plain_features(model._member.folder, weights, texts)
+    torch.testing.assert_close(model.features(texts), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_family_takes_one_base_in_memory(of_lora: tuple[Front, Path]) -> None:

@@ -14,6 +14,7 @@ from hf_merge.recipe import Recipe
 from hf_merge.recipe.presets import DEFAULT_PRESET
 from hf_merge.searching.configuration import Configuration
 from hf_merge.serving.model import MergeModel
+from hf_merge.serving.unclaimed import common_experts
 from hf_merge.storing.library import Member
 from hf_merge.workflow.build import build
 from hf_merge.workflow.configurations import new_builder, proposals
@@ -22,6 +23,7 @@ from hf_merge.workflow.refine import refine
 from hf_merge.workflow.run_folder import read_run
 from hf_merge.workflow.search import search
 from hf_merge.workflow.show import show
+from tests.serving.test_unclaimed import plain_features
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import evaluated
 from tests.tiny_speakers import SpeakingFamily
@@ -85,6 +87,25 @@ def test_one_task_is_loaded_from_its_difference_and_the_shared_expert(run: Path)
     assert [each.label for each in first] == [each.label for each in second]
     member = Member(folder, [task])
     assert {entry.id for entry in member.experts} == member.chain_map.experts_of([task])
+
+
+def test_shared_experts_are_what_the_tasks_have_in_common(run: Path) -> None:
+    point = next(point for point in read_run(run)[0].points if _residual(point))
+    (folder,) = build(run, configs=[point.id], progress=False)
+    model, texts = MergeModel.from_pretrained(folder), ["a short text", "another one"]
+    member = model._member
+    experts = {entry.id: entry for entry in member.experts}
+    weights: dict[str, torch.Tensor] = {}
+    for component, own in common_experts(member.chain_map, member.tasks).items():
+        decoded = [(member.expert(experts[name]), count) for name, count in own.items()]
+        if component != "norm":
+            assert len(own) == 1, "a shared expert, or one of all tasks"
+        for name in decoded[0][0]:
+            weights[name] = torch.stack([each[name] for each, count in decoded for _ in range(count)]).mean(dim=0)
+    assert set(experts) & set(member.chain_map.references.values())
+    trunk = model._parts.trunk
+    wanted = plain_features(folder, {name.removeprefix(trunk): tensor for name, tensor in weights.items()}, texts)
+    torch.testing.assert_close(model.features(texts), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_no_codec_quantises_has_no_shared_expert(tiny_family: Families) -> None:
