@@ -60,7 +60,7 @@ from hf_merge.workflow.search import search
 LEVELS = (0.97, 0.99, 0.995, 1.0)
 BUDGETS = (0.26, 0.30, 0.35, 0.50, 0.75, 1.0)
 VARIANTS = ("frontier", "paper", "fast", "random", "ladder")
-_KEPT = ("validation_rows", "batch_size", "max_length", "dtype")
+KEPT = ("validation_rows", "batch_size", "max_length", "dtype")
 _LEAST_COST = 0.25
 _LOOKS = (("#1d4ed8", "o"), ("#b4490a", "s"), ("#047857", "^"), ("#7c3aed", "v"), ("#6b7280", "D"))
 _TICKS = (0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -104,7 +104,7 @@ def main() -> None:
 def varied(recipe: Recipe, variant: str, seed: int, evaluations: int) -> Recipe:
     """Returns the recipe as a variant searches it; `ladder` needs no more than its first generation."""
     document = recipe.model_dump(mode="json")
-    section = {key: document["search"][key] for key in _KEPT} | {"seed": seed, "evaluations": evaluations}
+    section = {key: document["search"][key] for key in KEPT} | {"seed": seed, "evaluations": evaluations}
     if variant in ("paper", "fast"):
         document["merge"] |= {"methods": document["merge"]["methods"][:1], "codecs": ["int8"]}
         document["search"] = section | {"preset": variant}
@@ -129,12 +129,7 @@ def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) 
     name = hashlib.sha256(recipe.dump().encode()).hexdigest()[:12]
     out = folder / f"{variant}-seed{recipe.search.seed}-{name}"
     print(f"{variant}, seed {recipe.search.seed}: {out}", file=sys.stderr, flush=True)
-    if (out / FRONT_FILE).is_file():
-        front = fronts.read(out / FRONT_FILE)
-    else:
-        front = search(recipe, out, resume=out.exists(), progress=sys.stderr.isatty())
-    with Journal(out / JOURNAL_FILE) as journal:
-        history = list(read_history(journal.records(), str(journal.path)).evaluations)
+    front, history = searched(recipe, out)
     if variant == "ladder":
         history = [entry for entry in history if _is_uniform(entry)]
     own, mean_own = front.individual, mean(front.individual.values())
@@ -148,6 +143,16 @@ def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) 
     told = {key: None if entry is None else tested[str(entry.number)] for key, entry in chosen.items()}
     points = [(entry.cost, entry.performance) for entry in history]
     return {"evaluated": len(history), "chosen": told} | volumes(points, front)
+
+
+def searched(recipe: Recipe, out: Path) -> tuple[Front, list[Evaluated]]:
+    """Returns the front of a search and all that it evaluated; a finished one in the folder is not run again."""
+    if (out / FRONT_FILE).is_file():
+        front = fronts.read(out / FRONT_FILE)
+    else:
+        front = search(recipe, out, resume=out.exists(), progress=sys.stderr.isatty())
+    with Journal(out / JOURNAL_FILE) as journal:
+        return front, list(read_history(journal.records(), str(journal.path)).evaluations)
 
 
 def _is_uniform(entry: Evaluated) -> bool:
