@@ -1,7 +1,7 @@
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,35 +36,14 @@ TASK_IDS = torch.tensor([2, 0, 1, 1, 0, 2])
 
 
 @pytest.fixture(scope="module")
-def member(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A member of the family `bert` with a router, not to be changed."""
-    folder = tmp_path_factory.mktemp("members") / "bert"
-    tiny = tiny_family("bert")
-    with opened(tiny) as family:
-        write(tiny, family, folder, MIXED, router=trained_router(tiny, family))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(member: Path) -> MergeModel:
-    return MergeModel.from_pretrained(member)
+def model(routed_member: Path) -> MergeModel:
+    return MergeModel.from_pretrained(routed_member)
 
 
 @pytest.fixture
-def bert(tiny_family: Callable[[str], TinyFamily]) -> TinyFamily:
-    return tiny_family("bert")
-
-
-@pytest.fixture
-def aligned(bert: TinyFamily) -> Iterator[Family]:
-    with opened(bert) as family:
-        yield family
-
-
-@pytest.fixture
-def damaged(member: Path, tmp_path: Path) -> Path:
+def damaged(routed_member: Path, tmp_path: Path) -> Path:
     """A copy of the member to damage."""
-    shutil.copytree(member, tmp_path / "damaged")
+    shutil.copytree(routed_member, tmp_path / "damaged")
     return tmp_path / "damaged"
 
 
@@ -213,8 +192,8 @@ def test_batches_that_are_none_are_refused(model: MergeModel) -> None:
 # Some of the tasks
 
 
-def test_a_model_of_some_tasks_answers_as_the_whole_one(model: MergeModel, member: Path) -> None:
-    part = MergeModel.from_pretrained(member, tasks=["sizes", "animals"])
+def test_a_model_of_some_tasks_answers_as_the_whole_one(model: MergeModel, routed_member: Path) -> None:
+    part = MergeModel.from_pretrained(routed_member, tasks=["sizes", "animals"])
     assert part.tasks == ("animals", "sizes")
     assert part.cost == model.cost
     assert part.heads == {task: model.heads[task] for task in part.tasks}
@@ -227,8 +206,8 @@ def test_a_model_of_some_tasks_answers_as_the_whole_one(model: MergeModel, membe
         assert part.chain(task) == model.chain(task)
 
 
-def test_a_model_of_some_tasks_routes_among_them(model: MergeModel, member: Path, bert: TinyFamily) -> None:
-    part = MergeModel.from_pretrained(member, tasks=["sizes", "animals"])
+def test_a_model_of_some_tasks_routes_among_them(model: MergeModel, routed_member: Path, bert: TinyFamily) -> None:
+    part = MergeModel.from_pretrained(routed_member, tasks=["sizes", "animals"])
     texts = [text for task in model.tasks for text in rows_of(bert, task)]
     chosen, free = part.outputs(texts).task_ids, model.outputs(texts).task_ids
     assert set(chosen.tolist()) == {0, 1}
@@ -236,28 +215,28 @@ def test_a_model_of_some_tasks_routes_among_them(model: MergeModel, member: Path
     assert torch.equal(chosen[kept] * 2, free[kept])
 
 
-def test_a_single_task_is_loaded_without_a_router(member: Path, damaged: Path) -> None:
+def test_a_single_task_is_loaded_without_a_router(routed_member: Path, damaged: Path) -> None:
     (damaged / "router.safetensors").unlink()
     part = MergeModel.from_pretrained(damaged, tasks=["colours"])
     batch = batch_of("bert")
     assert part.route(**batch).tolist() == [0] * 6
-    whole = MergeModel.from_pretrained(member)
+    whole = MergeModel.from_pretrained(routed_member)
     assert torch.equal(part(**batch).logits, whole("colours", **batch).logits)
     assert len({entry.id for entry in part._member.experts}) == len(whole.chain("colours"))
 
 
-def test_tasks_that_were_not_loaded_are_said_to_be_so(member: Path) -> None:
-    part = MergeModel.from_pretrained(member, tasks=["colours"])
+def test_tasks_that_were_not_loaded_are_said_to_be_so(routed_member: Path) -> None:
+    part = MergeModel.from_pretrained(routed_member, tasks=["colours"])
     with pytest.raises(InputError, match=r"'animals' was not loaded: name it in tasks="):
         part("animals", **batch_of("bert"))
     with pytest.raises(InputError, match=r"Unknown task 'colour'\. Did you mean 'colours'\? Known: colours\."):
         part("colour", **batch_of("bert"))
     with pytest.raises(InputError, match=r"Unknown task 'colour'\. Did you mean 'colours'\? Known: animals, colours"):
-        MergeModel.from_pretrained(member, tasks=["colour"])
+        MergeModel.from_pretrained(routed_member, tasks=["colour"])
 
 
-def test_a_model_of_some_tasks_is_not_saved(member: Path, tmp_path: Path) -> None:
-    part = MergeModel.from_pretrained(member, tasks=["colours"])
+def test_a_model_of_some_tasks_is_not_saved(routed_member: Path, tmp_path: Path) -> None:
+    part = MergeModel.from_pretrained(routed_member, tasks=["colours"])
     for save in (part.save_pretrained, part.push_to_hub):
         with pytest.raises(InputError, match=r"only what colours need is loaded.*Load it without tasks= to save it"):
             save(str(tmp_path / "copy"))
@@ -387,15 +366,15 @@ def test_a_materialised_model_can_be_trained(model: MergeModel) -> None:
 # Saving and loading
 
 
-def test_a_saved_model_is_the_same_model(model: MergeModel, member: Path, tmp_path: Path) -> None:
+def test_a_saved_model_is_the_same_model(model: MergeModel, routed_member: Path, tmp_path: Path) -> None:
     assert model.save_pretrained(tmp_path / "copy") is None
     again = MergeModel.from_pretrained(tmp_path / "copy")
     batch = batch_of("bert")
     assert_equal(again(**batch), model(**batch))
     assert again.chain_map == model.chain_map
-    names = {path.name for path in member.iterdir()}
+    names = {path.name for path in routed_member.iterdir()}
     assert {path.name for path in (tmp_path / "copy").iterdir()} == names
-    assert all((tmp_path / "copy" / name).read_bytes() == (member / name).read_bytes() for name in names)
+    assert all((tmp_path / "copy" / name).read_bytes() == (routed_member / name).read_bytes() for name in names)
 
 
 def test_saving_where_it_was_loaded_from_changes_nothing(damaged: Path) -> None:
@@ -510,11 +489,11 @@ def test_code_that_a_folder_brings_is_never_run(damaged: Path) -> None:
     assert MergeModel.from_pretrained(damaged).materialize("animals").config.model_type == "bert"
 
 
-def test_a_budget_below_the_member_is_refused(member: Path) -> None:
-    cost = Member(member).chain_map.cost
-    assert MergeModel.from_pretrained(member, budget=cost).cost == cost
+def test_a_budget_below_the_member_is_refused(routed_member: Path) -> None:
+    cost = Member(routed_member).chain_map.cost
+    assert MergeModel.from_pretrained(routed_member, budget=cost).cost == cost
     with pytest.raises(BudgetTooSmall, match=f"costs {cost:.4f}"):
-        MergeModel.from_pretrained(member, budget=cost - 1e-6)
+        MergeModel.from_pretrained(routed_member, budget=cost - 1e-6)
 
 
 def test_the_mixins_registry_knows_the_library() -> None:

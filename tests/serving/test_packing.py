@@ -22,11 +22,6 @@ Families = Callable[[str], TinyFamily]
 
 
 @pytest.fixture
-def bert(tiny_family: Families) -> TinyFamily:
-    return tiny_family("bert")
-
-
-@pytest.fixture
 def member(bert: TinyFamily, tmp_path: Path) -> Path:
     with opened(bert) as family:
         write(bert, family, tmp_path / "member", MIXED)

@@ -1,7 +1,7 @@
 """The merged model that tasks have in common, and inputs that no task claims."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.unclaimed import common_experts
 from hf_merge.storing import chains
 from hf_merge.storing.families import Family
-from tests.modeling.test_assembly import opened
-from tests.serving.members import MERGED, MIXED, SEPARATE, rows_of, trained_router, write
+from tests.serving.members import MERGED, SEPARATE, rows_of, write
 from tests.storing.chain_maps import differing, edited, sample
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
@@ -28,29 +27,8 @@ STRANGE = ["zz qq zz", "0 1 2 3"]
 
 
 @pytest.fixture(scope="module")
-def member(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A member of the family `bert` with a router, not to be changed."""
-    folder = tmp_path_factory.mktemp("members") / "bert"
-    tiny = tiny_family("bert")
-    with opened(tiny) as family:
-        write(tiny, family, folder, MIXED, router=trained_router(tiny, family))
-    return folder
-
-
-@pytest.fixture
-def bert(tiny_family: Callable[[str], TinyFamily]) -> TinyFamily:
-    return tiny_family("bert")
-
-
-@pytest.fixture
-def aligned(bert: TinyFamily) -> Iterator[Family]:
-    with opened(bert) as family:
-        yield family
-
-
-@pytest.fixture(scope="module")
-def model(member: Path) -> MergeModel:
-    return MergeModel.from_pretrained(member)
+def model(routed_member: Path) -> MergeModel:
+    return MergeModel.from_pretrained(routed_member)
 
 
 def plain_features(folder: Path, weights: Mapping[str, Tensor], texts: list[str]) -> Tensor:
@@ -151,9 +129,9 @@ def test_what_nobody_claims_in_a_whole_batch_is_no_error(model: MergeModel) -> N
     assert [answer.task for answer in model.predict(STRANGE, claim=claim)] == [None, None]
 
 
-def test_a_task_that_was_not_loaded_keeps_others_from_claiming(member: Path, bert: TinyFamily) -> None:
+def test_a_task_that_was_not_loaded_keeps_others_from_claiming(routed_member: Path, bert: TinyFamily) -> None:
     tasks = list(bert.tasks)
-    part, whole = MergeModel.from_pretrained(member, tasks=tasks[:2]), MergeModel.from_pretrained(member)
+    part, whole = MergeModel.from_pretrained(routed_member, tasks=tasks[:2]), MergeModel.from_pretrained(routed_member)
     texts = rows_of(bert, tasks[2])[:10]
     theirs = whole.routes(texts) == 2
     assert theirs.any()
@@ -168,10 +146,10 @@ def test_a_claim_that_is_no_probability_is_refused(model: MergeModel, claim: flo
             ask(["a text"], claim=claim)
 
 
-def test_a_named_task_has_nothing_to_claim(model: MergeModel, member: Path) -> None:
+def test_a_named_task_has_nothing_to_claim(model: MergeModel, routed_member: Path) -> None:
     with pytest.raises(InputError, match="claim is for inputs that are routed"):
         model.predict(["a text"], task=model.tasks[0], claim=0.5)
-    alone = MergeModel.from_pretrained(member, tasks=[model.tasks[0]])
+    alone = MergeModel.from_pretrained(routed_member, tasks=[model.tasks[0]])
     with pytest.raises(InputError, match="load the model without tasks="):
         alone.predict(["a text"], claim=0.5)
 
