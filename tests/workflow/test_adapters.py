@@ -221,5 +221,10 @@ def test_adapters_of_language_models_speak_as_peft_has_them(
     written = model.generate(prompts, task=WRITING, max_new_tokens=4)
     assert [answer.task for answer in written] == [WRITING, WRITING]
     assert len(model.predict(prompts, task="animals")) == 2
+    base = load_speaker(family.kind, family.base).state_dict()
+    common = model._common.language().module.state_dict()
+    assert common.keys() == base.keys(), "what tasks of adapters have in common is the base"
+    for name, tensor in base.items():
+        torch.testing.assert_close(common[name], tensor, atol=1e-5, rtol=1e-4)
     held = [model._recombiner.models[index].tensors() for index in range(len(family.tasks))]
     assert len({tensors[next(name for name in tensors if "norm" in name)].data_ptr() for tensors in held}) == 1
