@@ -66,7 +66,8 @@ def screen_by_improvement(
 
     Each candidate is hoped to perform one spread above its guess. The one that would then add most is picked, counts
     as if it had kept its promise, and the next is picked beside it. Where none promises anything more, the most
-    uncertain are picked.
+    uncertain are picked. Where all cost the same there is no front, and one kept promise would leave nothing to gain:
+    then those are picked of which most is hoped.
 
     Args:
         mean: Guessed performances, [candidates].
@@ -80,6 +81,8 @@ def screen_by_improvement(
         forest in place of a Gaussian process's.
     """
     hoped, cost = mean + spread, np.asarray(costs, dtype=np.float64)
+    if not np.ptp(cost):
+        return [int(index) for index in np.argsort(-hoped, kind="stable")[:count]]
     front, picked = list(points), list[int]()
     while len(picked) < min(count, len(mean)):
         gains = improvements(cost, hoped, front, reference)

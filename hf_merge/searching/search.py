@@ -229,6 +229,12 @@ class _Chooser:
         return bred
 
     def _costs(self, configurations: Sequence[Configuration]) -> list[float]:
+        """Returns what configurations cost; the same for all where none keeps anything apart.
+
+        One merged model takes a little more or less by what its codec refuses, which nobody chooses a method for.
+        """
+        if self.space.merged:
+            return [0.0] * len(configurations)
         return [self.evaluator.cost(configuration) for configuration in configurations]
 
 
