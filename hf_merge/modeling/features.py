@@ -67,12 +67,10 @@ class FeatureModel:
         self._places = _places(self._slots, names, trunk)
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
-        unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
-        lacking = [name for name in unused if not is_pooler(name) and role_of(name) != "head"]
+        self._unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
+        lacking = [name for name in self._unused if not is_pooler(name) and role_of(name) != "head"]
         if lacking:
             raise ModelMismatch(f"{type(self.module).__name__} needs tensors that the base lacks: {some(lacking)}.")
-        for slot in unused.values():  # what a pooler or head gives is thrown away
-            slot.fill(torch.zeros(slot.shape))
 
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Sets the tensors listed in `names` by reference.
@@ -85,6 +83,9 @@ class FeatureModel:
                 found, needed = list(tensors[name].shape), list(slot.shape)
                 raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
             slot.fill(tensors[name])
+        like = next(iter(tensors.values()), torch.empty(0))
+        for slot in self._unused.values():  # what a pooler or head gives is thrown away
+            slot.fill(like.new_zeros(slot.shape))
         for fusion in fusions(self._slots):
             fusion.settle()
 
@@ -103,9 +104,9 @@ class FeatureModel:
 
     @torch.inference_mode()
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the mean hidden state over each row's real positions, [batch, width], for a batch of inputs."""
+        """Returns the mean hidden state over each row's real positions, [batch, width] float32, for a batch."""
         inputs = padded_behind(inputs)
-        states = self.hidden_states(inputs)
+        states = self.hidden_states(inputs).float()  # few bits lose count of many positions
         if states.ndim == 4:
             return states.mean(dim=(2, 3))
         mask = inputs.get("attention_mask")

@@ -50,13 +50,8 @@ class Prediction:
     score: float
 
     @classmethod
-    def of(cls, task: str | None, head: Head | None, logits: Tensor) -> "Prediction":
-        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest.
-
-        Without a head it is no answer.
-        """
-        if head is None:
-            return cls(task, None, 0.0)
+    def of(cls, task: str, head: Head, logits: Tensor) -> "Prediction":
+        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest."""
         if head.num_labels == 1:
             return cls(task, None, float(logits[0]))
         own = logits[: head.num_labels].float()

@@ -44,6 +44,8 @@ class Assembler:
         tokens: What texts are padded and end with, for models whose configuration does not say.
         config: The base's configuration.
         trunk: The base's trunk, as the components' tensors have it.
+        device: Where the models compute.
+        dtype: What they compute in.
         packed: The experts as they are stored, where models decode what they use; None where experts are decoded.
     """
 
@@ -58,7 +60,7 @@ class Assembler:
         chain_map = member.chain_map
         if not (chain_map.heads or chain_map.wordings):
             raise MalformedChainMap(f"{member.source}: no task has a head, so nothing says what it answers.")
-        self._member, self._device, self._dtype = member, device, dtype
+        self._member, self.device, self.dtype = member, device, dtype
         self.packed = PackedExperts(member, device, dtype) if packed else None
         for name in member.files:
             if not _holds_weights(name):
@@ -117,7 +119,7 @@ class Assembler:
             ModelMismatch: A tensor has no place in the model or another shape, or one is lacking.
         """
         member, model = self._member, self.skeleton(task)
-        model.move_buffers(self._device)
+        model.move_buffers(self.device)
         model.set_head(self._placed(member.head(task)))
         if self.packed is not None:
             self._set_packed(model, task, self.packed)
@@ -136,7 +138,7 @@ class Assembler:
         """Has a task's model decode the tensors of its chain when it uses them."""
         chain_map = self._member.chain_map
         for component, identifier in zip(chain_map.components, chain_map.chains[task], strict=True):
-            set_on_use(model, component.tensors, self.trunk, self._dtype, partial(packed.tensor, identifier))
+            set_on_use(model, component.tensors, self.trunk, self.dtype, partial(packed.tensor, identifier))
 
     @property
     def width(self) -> int:
@@ -172,7 +174,7 @@ class Assembler:
         tensors = self._member.router()
         if tensors is None:
             return None
-        router, eyes = load_router(tensors, self.config, self.trunk, device=self._device)
+        router, eyes = load_router(tensors, self.config, self.trunk, device=self.device)
         known = len(self._member.chain_map.tasks)
         if router.tasks != known:
             raise MalformedChainMap(
@@ -193,17 +195,20 @@ class Assembler:
         if len(self.tasks) == 1 and claim is None:
             return torch.zeros(len(next(iter(inputs.values()))), dtype=torch.int64)
         if self.routing is None:
-            if len(self.tasks) == 1 < len(self._member.chain_map.tasks):
-                raise InputError(
-                    "A task loaded by itself has no router, which claim asks: load the model without tasks=."
-                )
-            raise InputError(f"{self._member.source} holds no router: name the task of every input with task=.")
+            one = len(self.tasks) == 1 < len(self._member.chain_map.tasks)
+            way = "load two tasks or more" if one else "leave claim out"
+            told = f"{self._member.source} holds no router"
+            if one:
+                told = f"Of {self._member.source} one task is loaded, which takes no router"
+            raise InputError(
+                f"{told}: name the task of every input with task={'' if claim is None else f', or {way}'}."
+            )
         router, eyes = self.routing
         among = [index for index, task in enumerate(self._member.chain_map.tasks) if task in self.tasks]
         return router.route(eyes.pooled(inputs), among, claim)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+        return {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
 
 
 class _TaskModels(Sequence[TaskModel]):

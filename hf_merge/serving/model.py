@@ -79,11 +79,10 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
             self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
         self._parts.tokens = self._reader.tokens
         self._recombiner = self._parts.recombiner()
-        self._common = CommonModel(self._parts, member, self.device, self.dtype)
+        self._common = CommonModel(self._parts, member)
         self._speaker: Speaker | None = None
         if self.chain_map.wordings:
-            chains = self.chain_map.chains
-            self._speaker = Speaker(self._parts, self._reader, self._recombiner, self._common, chains, self.device)
+            self._speaker = Speaker(self._parts, self._reader, self._recombiner, self._common, self.chain_map.chains)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -133,7 +132,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
 
     @torch.inference_mode()
     def __call__(self, task: Tasks = None, **inputs: Tensor) -> MergeOutput:
-        """Returns logits for a batch.
+        """Returns logits for a batch; `outputs` takes inputs as they are, and a `claim`.
 
         Args:
             task: The task of all rows, or of each row; None routes every row.
@@ -149,7 +148,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         return self._answered(inputs, self._parts.route(inputs) if task is None else self._task_ids(task, rows))
 
     def route(self, **inputs: Tensor) -> Tensor:
-        """Returns the task of each row of a batch: [batch] int64, an index of `tasks`.
+        """Returns the task of each row of a batch: [batch] int64, an index of `tasks`; `routes` takes a `claim`.
 
         Args:
             inputs: The model's inputs, as its tokenizer or processor gives them, each [batch, ...].
@@ -185,7 +184,10 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         if not set(wordless).isdisjoint(names):
             raise InputError(f"{some(wordless)} answers in words of its own, without options: use generate.")
         answers = zip(names, output.logits, strict=True)
-        return [Prediction.of(name, None if name is None else self.heads[name], logits) for name, logits in answers]
+        return [
+            Prediction.of(name, self.heads[name], row) if name else Prediction(None, None, 0.0)
+            for name, row in answers
+        ]
 
     def outputs(
         self, inputs: Inputs, *, task: Tasks = None, claim: float | None = None, batch_size: int = _BATCH_SIZE
@@ -244,30 +246,28 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         """
         if self._speaker is None:
             raise InputError("This model classifies and writes nothing; ask it with predict.")
-        check_claim(claim, task)
         task_ids = self._tasks_of(inputs, task, claim, batch_size)
         texts = self._speaker.texts(inputs, task_ids, max_new_tokens, batch_size, seed, options)
         return [Generation(name, text) for name, text in zip(self._names(task_ids), texts, strict=True)]
 
     def routes(self, inputs: Inputs, *, claim: float | None = None, batch_size: int = _BATCH_SIZE) -> Tensor:
-        """Returns the task that each input is sent to: [inputs] int64, an index of `tasks`, -1 where none claims it.
+        """Returns the task of each input: [inputs] int64, an index of `tasks`, -1 where none claims it.
 
         Raises:
-            InputError: An input is of another kind than the model reads, there is no router, or `claim` is none.
+            InputError: An input is of another kind than the model reads, or there is no router.
         """
-        check_claim(claim)
         return self._tasks_of(inputs, None, claim, batch_size)
 
     def features(self, inputs: Inputs, *, batch_size: int = _BATCH_SIZE) -> Tensor:
         """Returns what the merged model makes of inputs, whoever's they are: [inputs, width] float32.
 
-        That is the mean last hidden state of what the tasks have in common (docs/format.md, section 6): their shared
-        experts, or the mean of their own. It serves inputs that no task claims.
+        The mean last hidden state (an encoder's, where there is a decoder too) of what the loaded tasks have in common
+        (docs/format.md, section 6): shared experts, or the mean of their own. It is one more model in memory, decoded.
 
         Raises:
-            InputError: An input is of another kind than the model reads, or the model is a language model.
+            InputError: An input is of another kind than the model reads, or the model gives no features.
         """
-        return self._reader.run(inputs, batch_size, self._common.pooled)
+        return self._reader.run(inputs, batch_size, self._common.pooled, torch.empty(0, 0))
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -301,6 +301,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
 
     def _tasks_of(self, inputs: Inputs, task: Tasks, claim: float | None, batch_size: int) -> Tensor:
         """Returns the task of each input, as given or as routed."""
+        check_claim(claim, task)
         if task is not None:
             self._reader.require(inputs, batch_size)
             return self._task_ids(task, len(inputs))

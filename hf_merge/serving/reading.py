@@ -22,6 +22,7 @@ _WANTED = {
     "image": "images (PIL.Image)",
     "audio": "sounds (paths of WAV files, or mappings of array and sampling_rate)",
 }
+_NO_NUMBERS = torch.empty(0, dtype=torch.int64)
 
 
 class InputReader:
@@ -78,9 +79,19 @@ class InputReader:
             yield pairs, self._arranged(first, second, batch_size)
 
     def run(
-        self, inputs: Sequence[Any], batch_size: int, function: Callable[[Mapping[str, Tensor]], Tensor]
+        self,
+        inputs: Sequence[Any],
+        batch_size: int,
+        function: Callable[[Mapping[str, Tensor]], Tensor],
+        empty: Tensor = _NO_NUMBERS,
     ) -> Tensor:
         """Returns what a function gives for a batch's model inputs, [batch, ...], for all inputs in their order.
+
+        Args:
+            inputs: The inputs.
+            batch_size: Inputs per batch.
+            function: Called with each batch's model inputs.
+            empty: What is returned where there are no inputs; by default no whole numbers.
 
         Raises:
             InputError: As `batches`.
@@ -91,7 +102,7 @@ class InputReader:
             found.append(restore(batches, [function(batch.inputs) for batch in batches]))
             order += positions
         if not found:
-            return torch.empty(0, dtype=torch.int64)
+            return empty
         return torch.cat(found)[torch.tensor(order).argsort()]
 
     @contextmanager

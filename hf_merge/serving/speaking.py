@@ -14,12 +14,15 @@ from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.generation import check_options, seeded, written
 from hf_merge.modeling.inputs import restore
-from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, MOST_NEW_TOKENS, Wording
+from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, MOST_NEW_TOKENS, Wording, default_template
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
 from hf_merge.serving.recombine import Recombiner
 from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.unclaimed import CommonModel
+
+
+_AS_IT_IS = Wording(default_template(paired=False), None, DEFAULT_NEW_TOKENS)
 
 
 class Speaker:
@@ -32,11 +35,10 @@ class Speaker:
         recombiner: Recombiner,
         common: CommonModel,
         chains: Mapping[str, tuple[str, ...]],
-        device: torch.device,
     ) -> None:
         """Takes the tasks' models, the merged model for inputs of none, and the chain (expert ids) of each task."""
         self._parts, self._reader, self._recombiner, self._chains = parts, reader, recombiner, chains
-        self._common, self._device = common, device
+        self._common = common
 
     def scores(self, inputs: Sequence[Any], task_ids: Tensor, batch_size: int) -> Tensor:
         """Returns the scores of every input's options, [inputs, widest head] float32 on the processor.
@@ -99,25 +101,25 @@ class Speaker:
         """Yields the rows that one model answers with one length, and the length."""
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for row, index in enumerate(task_ids.tolist()):
-            own = None if index == UNCLAIMED else self._wording(index).max_new_tokens
+            length = max_new_tokens or self._wording(index).max_new_tokens or DEFAULT_NEW_TOKENS
             chain = () if index == UNCLAIMED else self._chains[self._parts.tasks[index]]
-            groups.setdefault((chain, max_new_tokens or own or DEFAULT_NEW_TOKENS), []).append(row)
+            groups.setdefault((chain, length), []).append(row)
         yield from ((rows, length) for (_, length), rows in groups.items())
 
     def _prompt(self, index: int, item: Any) -> str:
         text, pair = item if isinstance(item, tuple | list) else (item, None)
-        if index == UNCLAIMED:
-            return str(text if pair is None else f"{text} {pair}")
         return self._wording(index).prompt(text, pair)
 
     def _model(self, index: int) -> TaskModel:
         return self._common.language() if index == UNCLAIMED else self._recombiner.models[index]
 
     def _wording(self, index: int) -> Wording:
+        if index == UNCLAIMED:
+            return _AS_IT_IS
         wording = self._parts.heads[self._parts.tasks[index]].wording
         if wording is None:
             raise InputError("This model classifies and writes nothing; ask it with predict.")
         return wording
 
     def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self._device) for name, value in inputs.items()}
+        return {name: value.to(self._parts.device) for name, value in inputs.items()}

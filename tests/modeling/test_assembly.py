@@ -370,6 +370,20 @@ def test_feature_models_need_every_tensor_but_a_pooler(aligned: Family) -> None:
         FeatureModel(aligned.base.config, names, "", 1)
 
 
+@pytest.mark.parametrize("layout", ["bert", "vit"])
+def test_what_a_feature_model_throws_away_lies_where_the_rest_does(
+    tiny_family: Callable[[str], TinyFamily], layout: str
+) -> None:
+    with opened(tiny_family(layout)) as family:
+        model = FeatureModel(family.base.config, list(family.shapes), family.base.trunk, None)
+        meta = {name: family.base.read(name).to("meta", torch.bfloat16) for name in model.names}
+    model.set_tensors(meta)
+    model.move_buffers(torch.device("meta"))
+    held = {name: (tensor.device.type, tensor.dtype) for name, tensor in model.module.named_parameters()}
+    assert set(held.values()) == {("meta", torch.bfloat16)}, "a pooler's zeros, too"
+    assert {buffer.device.type for buffer in model.module.buffers()} <= {"meta"}
+
+
 def test_feature_tensors_of_another_shape_are_refused(aligned: Family) -> None:
     model = FeatureModel(aligned.base.config, list(aligned.shapes), "", 0)
     tensors = {name: aligned.base.read(name) for name in model.names}

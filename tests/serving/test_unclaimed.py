@@ -17,6 +17,7 @@ from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.unclaimed import common_experts
 from hf_merge.storing import chains
 from hf_merge.storing.families import Family
+from tests.modeling.test_assembly import opened
 from tests.serving.members import MERGED, SEPARATE, rows_of, write
 from tests.storing.chain_maps import differing, edited, sample
 from tests.tiny_models import TinyFamily
@@ -101,7 +102,21 @@ def test_features_come_in_the_order_of_the_inputs(model: MergeModel, bert: TinyF
     mixed: list[str | tuple[str, str]] = [texts[0], (texts[1], texts[2]), texts[3]]
     found = model.features(mixed, batch_size=1)
     torch.testing.assert_close(found[[0, 2]], model.features([texts[0], texts[3]]), rtol=1e-4, atol=1e-5)
-    assert model.features([]).numel() == 0
+    assert (model.features([]).shape, model.features([]).dtype) == ((0, 0), torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["bert", "vit"])
+def test_features_are_given_in_few_bits_too(
+    tiny_family: Callable[[str], TinyFamily], tmp_path: Path, layout: str
+) -> None:
+    tiny = tiny_family(layout)
+    with opened(tiny) as family:
+        write(tiny, family, tmp_path / "member", MERGED, dtype="bfloat16")
+    inputs = rows_of(tiny, next(iter(tiny.tasks)))[:3]
+    few = MergeModel.from_pretrained(tmp_path / "member").features(inputs)
+    whole = MergeModel.from_pretrained(tmp_path / "member", dtype=torch.float32).features(inputs)
+    assert few.dtype == torch.float32
+    torch.testing.assert_close(few, whole, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("claim", [1e-6, 0.5, 0.9, 0.99])
@@ -146,11 +161,19 @@ def test_a_claim_that_is_no_probability_is_refused(model: MergeModel, claim: flo
             ask(["a text"], claim=claim)
 
 
+def test_without_a_router_nothing_can_be_claimed(bert: TinyFamily, aligned: Family, tmp_path: Path) -> None:
+    write(bert, aligned, tmp_path / "member", MERGED)
+    with pytest.raises(
+        InputError, match="holds no router: name the task of every input with task=, or leave claim out"
+    ):
+        MergeModel.from_pretrained(tmp_path / "member").predict(["a text"], claim=0.5)
+
+
 def test_a_named_task_has_nothing_to_claim(model: MergeModel, routed_member: Path) -> None:
     with pytest.raises(InputError, match="claim is for inputs that are routed"):
         model.predict(["a text"], task=model.tasks[0], claim=0.5)
     alone = MergeModel.from_pretrained(routed_member, tasks=[model.tasks[0]])
-    with pytest.raises(InputError, match="load the model without tasks="):
+    with pytest.raises(InputError, match=r"one task is loaded, which takes no router: .*load two tasks or more"):
         alone.predict(["a text"], claim=0.5)
 
 
@@ -169,7 +192,7 @@ def test_a_language_model_goes_on_from_what_no_task_claims(speaking_run: Callabl
         if own:
             assert answer == other
             continue
-        prompt = " ".join(text) if isinstance(text, tuple) else text
+        prompt = "\n".join(text) if isinstance(text, tuple) else text
         inputs = tokenizer(prompt, return_tensors="pt")
         inputs.pop("token_type_ids", None)
         with torch.inference_mode():
