@@ -1,12 +1,12 @@
 """What methods as genes buy one merged model: preset `automerge` beside the best method for all components.
 
     python examples/benchmarks/automerge.py RECIPE --out FILE.json [--seeds 0 1 2] [--evaluations 100] [--cache FOLDER]
-        [--granularity type-stage] [--test-rows 300]
+        [--granularity type] [--test-rows 300]
 
 Of every seed, which draws the validation rows, one search by preset `automerge` with its own list of methods, all
-stored in 8 bits. By validation rows three models are chosen: the best method alone at the settings that it has by
-default, the best of all methods and settings alone, and the best mixture, which may be one of these. Test rows tell
-them. With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched
+stored in 8 bits. By validation rows three models are chosen: the best method of the list alone at the settings that
+it has by default (`dare` is not in the list with these), the best of all methods and settings alone, and the best
+mixture, which may be one of these. Test rows tell them. With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched
 again (delete it when checkpoints or data have changed). FILE.md lies beside FILE.json.
 """
 
@@ -24,7 +24,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from frontier import KEPT, on_test_rows, searched, told
+from frontier import KEPT, count, on_test_rows, searched, told
 
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=100, help="of every search")
     parser.add_argument("--granularity", default="type")
-    parser.add_argument("--test-rows", type=int, help="score on the first so many test rows of a task; default: all")
+    parser.add_argument("--test-rows", type=count, help="score on the first so many test rows of a task; default: all")
     parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
     chosen = parser.parse_args()
     with ExitStack() as stack:

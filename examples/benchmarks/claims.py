@@ -37,11 +37,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="the first so many rows of each")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    member = next(path for path in sorted((chosen.run / "members").iterdir()) if (path / "chains.json").is_file())
+    member = next((path.parent for path in sorted(chosen.run.glob("members/*/chains.json"))), None)
+    if member is None:
+        parser.error(f"{chosen.run} holds no built member: run hf-merge build {chosen.run} first.")
     model = MergeModel.from_pretrained(member)
     tasks = load_rows(Recipe.load(chosen.run / "recipe.yaml"), model.heads)
     own = {name: texts_of(data.test.first(chosen.rows)) for name, data in tasks.items()}
-    strangers = {path.parent.name + "/" + path.stem: read(path, chosen.rows) for path in chosen.strangers}
+    strangers = {f"{path.parent.name}/{path.stem}": read(path, chosen.rows) for path in chosen.strangers}
+    if len(strangers) < len(chosen.strangers) or not all(strangers.values()):
+        parser.error("--strangers names a file without rows, or two files of one folder's and file's name.")
     found = [measured(model, own, strangers, claim) for claim in CLAIMS]
     text = as_markdown(found)
     chosen.out.write_text(json.dumps({"rows": chosen.rows, "claims": found}, indent=1) + "\n")

@@ -77,11 +77,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=150, help="of every search")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--test-rows", type=int, help="score on the first so many test rows of a task; default: all")
+    parser.add_argument("--test-rows", type=count, help="score on the first so many test rows of a task; default: all")
     parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
     chosen = parser.parse_args()
-    if chosen.test_rows is not None and chosen.test_rows < 1:
-        parser.error(f"--test-rows is {chosen.test_rows}: give 1 or more.")
     recipe = Recipe.load(chosen.recipe)
     with ExitStack() as stack:
         folder = chosen.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-merge-")))
@@ -99,6 +97,13 @@ def main() -> None:
     chosen.out.with_suffix(".md").write_text(text)
     chosen.out.with_suffix(".png").write_bytes(plot(rows))
     print(text, end="")
+
+
+def count(text: str) -> int:
+    """Returns a whole number of 1 or more that an option was given."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text}: give 1 or more")
+    return int(text)
 
 
 def varied(recipe: Recipe, variant: str, seed: int, evaluations: int) -> Recipe:

@@ -6,8 +6,8 @@ RUN is a run of text tasks whose configurations are built (`hf-merge build RUN`)
 fine-tunes. Every case runs in a process of its own, the cases take turns, and medians are told: the time from the call
 to the first answer to one sentence, the time of a batch of 32 sentences thereafter (of tasks in turn, routing left
 out), and the resident memory that both added. Imports come before the clock starts. Files are in the system's memory;
-with --cold, they are dropped from it before every case, as after a start of the machine, and come from the disk. Of
-the loads only those by hf-merge compare digests: they hash every byte that they use.
+with --cold, they are dropped from it before the clock starts, and come from the disk (a file system in memory, such
+as /dev/shm, has none). Of the loads only those by hf-merge compare digests: they hash every byte that they use.
 """
 
 import argparse
@@ -50,14 +50,13 @@ def main() -> None:
     built = [point for point in front.points if member_folder(arguments.run, point).is_dir()]
     point = fronts.within(built, arguments.budget)
     if arguments.case is not None:
-        print(json.dumps(measure(arguments.case, arguments.run, member_folder(arguments.run, point))))
+        member = member_folder(arguments.run, point)
+        print(json.dumps(measure(arguments.case, arguments.run, member, cold=arguments.cold)))
         return
     found: dict[str, list[list[float]]] = {case: [] for case in CASES}
     for _ in range(arguments.rounds):
         for case, rounds in found.items():
-            if arguments.cold:
-                drop(arguments.run, member_folder(arguments.run, point))
-            rounds.append(alone(case, arguments.run, arguments.budget))
+            rounds.append(alone(case, arguments.run, arguments.budget, arguments.cold))
     described = {"configuration": point.id, "cost": point.cost, "megabytes_of_c": 4e-6 * point.cost * front.parameters}
     text = json.dumps({"rounds": arguments.rounds, "cold": arguments.cold, **described} | table(found), indent=1)
     print(text)
@@ -111,16 +110,16 @@ def folders_of(run: Path) -> dict[str, Path]:
     return {task["name"]: Path(task["model"]) for task in recipe["tasks"]}
 
 
-def alone(case: str, run: Path, budget: float) -> list[float]:
+def alone(case: str, run: Path, budget: float, cold: bool) -> list[float]:
     """Returns what a case takes, in a process of its own."""
-    command = [sys.executable, __file__, str(run), "--budget", str(budget), "--case", case]
+    command = [sys.executable, __file__, str(run), "--budget", str(budget), "--case", case, *["--cold"][: int(cold)]]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     result: list[float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def measure(case: str, run: Path, member: Path) -> list[float]:
+def measure(case: str, run: Path, member: Path, *, cold: bool) -> list[float]:
     """Returns seconds to the first answer, seconds of a batch, and the bytes of resident memory that they added."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -147,6 +146,8 @@ def measure(case: str, run: Path, member: Path) -> list[float]:
         return lambda task, texts: model.predict(texts, task=task)
 
     gc.collect()
+    if cold:
+        drop(run, member)
     before = resident()
     start = time.perf_counter()
     ask = transformers_models() if case.endswith("transformers") else merged(case.rsplit(" ", 1)[1])

@@ -34,7 +34,7 @@ def show(
 def predict(
     repo: Repo,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="TEXT|IMAGE|WAV...", help="Texts, image or WAV files.", show_default=False)
+        list[str], typer.Argument(metavar="TEXT|IMAGE|WAV...", help="Texts (of a pair: 'A ||| B'), image or WAV files.", show_default=False)
     ],
     budget: Budget = None,
     revision: Revision = None,
@@ -44,8 +44,8 @@ def predict(
         typer.Option(
             "--claim",
             metavar="P",
-            help="Do not answer what the router takes to be no task's with at least this probability; "
-            "with --generate, the merged model goes on from it.",
+            help="Answer only where the router gives some task at least this probability, like 0.9; other inputs "
+            "get the task '-' and no answer, or with --generate what the merged model writes.",
         ),
     ] = None,
     write: Annotated[bool, typer.Option("--generate", help="Have a language model write instead of choose.")] = False,

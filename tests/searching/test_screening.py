@@ -113,3 +113,14 @@ def test_where_nothing_promises_more_the_uncertain_are_picked() -> None:
 
 def test_no_more_are_picked_than_there_are() -> None:
     assert sorted(picked_by_improvement([0.1, 0.2], [0.5, 0.6], [0.0, 0.0], 8, [])) == [0, 1]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.2)), min_size=1, max_size=12), st.integers(1, 12), POINTS)
+def test_where_all_cost_the_same_the_most_hoped_are_picked(
+    guesses: list[tuple[float, float]], count: int, points: list[tuple[float, float]]
+) -> None:
+    mean, spread = map(list, zip(*guesses, strict=True))
+    picked = picked_by_improvement(mean, [0.25] * len(mean), spread, count, points)
+    hoped = [first + second for first, second in guesses]
+    assert len(set(picked)) == len(picked) == min(count, len(mean))
+    assert [hoped[index] for index in picked] == sorted(hoped, reverse=True)[:count]

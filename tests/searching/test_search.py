@@ -236,3 +236,27 @@ def test_performance_is_normalised_by_the_fine_tunes_own() -> None:
     assert normalised_performance({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.9}) == 0.75
     assert normalised_performance({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.0}) == 0.5
     assert normalised_performance({"a": 0.5}, {"a": -0.1}) == 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_merged_model_becomes_better_than_by_any_method_alone(seed: int, whole_forests: None) -> None:
+    space = SearchSpace(SPACE.components, ("a", "b", "c"), methods=10, merged=True)
+    quality = np.random.default_rng(seed).uniform(0.1, 0.2, size=(len(space.components), space.methods))
+
+    class Mixing(Synthetic):
+        """Each component has methods of its own that suit it; costs tell nothing, though they differ."""
+
+        def evaluate(self, configuration: Configuration) -> Evaluation:
+            total = sum(quality[index, method] for index, method in enumerate(configuration.methods))
+            return Evaluation(dict.fromkeys(space.tasks, float(total)), self.cost(configuration))
+
+        def cost(self, configuration: Configuration) -> float:
+            return 0.25 + 1e-6 * sum(configuration.methods)
+
+    settings = SearchSettings(population=12, evaluations=50, seed=seed, **FAST)
+    measured = run_search(space, Mixing(space), [np.eye(3)] * 4, settings, Reference(1.0, 0.0)).measured
+    performances = [entry.evaluation.performance for entry in measured]
+    alone = max(quality.sum(axis=0))
+    best = quality.max(axis=1).sum()
+    assert len(performances) == 50 < space.methods ** len(space.components)
+    assert max(performances) > alone + 0.5 * (best - alone)
