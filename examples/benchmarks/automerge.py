@@ -6,8 +6,9 @@
 Of every seed, which draws the validation rows, one search by preset `automerge` with its own list of methods, all
 stored in 8 bits. By validation rows three models are chosen: the best method of the list alone at the settings that
 it has by default (`dare` is not in the list with these), the best of all methods and settings alone, and the best
-mixture, which may be one of these. Test rows tell them. With --cache the run folders and test scores are kept, and a finished run of the same settings is not searched
-again (delete it when checkpoints or data have changed). FILE.md lies beside FILE.json.
+mixture, which may be one of these. Test rows tell them. With --cache the run folders and test scores are kept, and a
+finished run of the same settings is not searched again (delete it when checkpoints or data have changed). FILE.md
+lies beside FILE.json.
 """
 
 import argparse

@@ -34,7 +34,12 @@ def show(
 def predict(
     repo: Repo,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="TEXT|IMAGE|WAV...", help="Texts (of a pair: 'A ||| B'), image or WAV files.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="TEXT|IMAGE|WAV...",
+            help="Texts (of a pair: 'A ||| B'), image or WAV files.",
+            show_default=False,
+        ),
     ],
     budget: Budget = None,
     revision: Revision = None,
