@@ -37,7 +37,6 @@ from typing import Any
 
 import torch
 
-from hf_merge.merging.grouping import all_merged, all_separate
 from hf_merge.recipe import Recipe
 from hf_merge.recipe.presets import MERGE_PRESETS
 from hf_merge.searching.building import reference_chain
@@ -136,7 +135,8 @@ def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) 
     print(f"{variant}, seed {recipe.search.seed}: {out}", file=sys.stderr, flush=True)
     front, history = searched(recipe, out)
     if variant == "ladder":
-        history = [entry for entry in history if _is_uniform(entry)]
+        uniform = _uniform(recipe)
+        history = [entry for entry in history if Configuration(entry.grouping, entry.methods, entry.codecs) in uniform]
     own, mean_own = front.individual, mean(front.individual.values())
     shares: dict[str, Callable[[Evaluated], float]] = {
         "level": lambda entry: normalised_performance(entry.scores, own),
@@ -160,12 +160,15 @@ def searched(recipe: Recipe, out: Path) -> tuple[Front, list[Evaluated]]:
         return front, list(read_history(journal.records(), str(journal.path)).evaluations)
 
 
-def _is_uniform(entry: Evaluated) -> bool:
-    """Returns whether all components are treated alike, all merged or all apart."""
-    tasks = len(entry.scores)
-    columns = set(entry.grouping)
-    alike = len(columns) == len(set(entry.codecs or (0,))) == len(set(entry.methods or (0,))) == 1
-    return alike and columns <= {all_merged(tasks), all_separate(tasks)}
+def _uniform(recipe: Recipe) -> set[Configuration]:
+    """Returns the configurations that treat all components alike: all merged by each method, all apart in each codec.
+
+    What a codec does not quantise it treats as the first does, and the space knows them as one.
+    """
+    with open_project(recipe) as project:
+        space = project.space()
+    merged = {space.all_merged(method) for method in range(space.methods)}
+    return merged | {space.all_separate(codec=codec) for codec in range(space.codecs)}
 
 
 def cheapest(history: Iterable[Evaluated], level: float, share: Callable[[Evaluated], float]) -> Evaluated | None:
