@@ -208,7 +208,7 @@ def test_defaults_of_other_presets_are_those_of_the_specification() -> None:
         for preset, cell in cells.items():
             if "ADR 16" not in cell:
                 assert yaml.safe_load(cell) == given[preset][group][name], (preset, name)
-    assert len(given["automerge"]["merge"]["methods"]) == 23
+    assert len(given["automerge"]["merge"]["methods"]) == 24
     differing = {
         (group, name)
         for group in ("merge", "search")

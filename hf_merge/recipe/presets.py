@@ -40,6 +40,7 @@ AUTOMERGE_METHODS: tuple[str | dict[str, Any], ...] = (
     *({"name": "dare", "density": density, "combine": "ties", "scale": 1.0} for density in (0.3, 0.7)),
     "breadcrumbs",
     *({"name": "tsv", "scale": scale} for scale in (0.75, 1.0, 1.25, 1.5)),
+    "wudi",
 )
 # What preset `frontier` chooses among where a recipe names no methods or no codecs. The first method is the plain
 # mean: of all merged models it is the one that the fine-tunes differ least from. Shared experts have a scale for each
