@@ -11,12 +11,7 @@ finished run of the same settings is not searched again (delete it when checkpoi
 lies beside FILE.json.
 """
 
-import argparse
-import hashlib
 import json
-import os
-import platform
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,10 +19,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from frontier import KEPT, count, on_test_rows, searched, told
+from frontier import KEPT, machine, on_test_rows, searched, searching_parser, told
 
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.merging.settings import described
 from hf_merge.recipe import Recipe
 from hf_merge.storing.markdown import table
 from hf_merge.workflow.configurations import new_builder
@@ -41,14 +36,8 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Runs the searches, scores what they choose on test rows, and prints and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON to write; the table lies beside it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evaluations", type=int, default=100, help="of every search")
+    parser = searching_parser(__doc__, evaluations=100)
     parser.add_argument("--granularity", default="type")
-    parser.add_argument("--test-rows", type=count, help="score on the first so many test rows of a task; default: all")
-    parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
     chosen = parser.parse_args()
     with ExitStack() as stack:
         folder = chosen.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-merge-")))
@@ -56,9 +45,8 @@ def main() -> None:
         for seed in chosen.seeds:
             recipe = automerging(Recipe.load(chosen.recipe), chosen.granularity, seed, chosen.evaluations)
             rows.append({"seed": seed} | measured(recipe, folder, chosen.test_rows))
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
     limits = {"evaluations": chosen.evaluations, "granularity": chosen.granularity, "test_rows": chosen.test_rows}
-    found = {"machine": machine, **limits, "seeds": chosen.seeds, "runs": rows}
+    found = {"machine": machine(), **limits, "seeds": chosen.seeds, "runs": rows}
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")
     text = as_markdown(rows)
     chosen.out.with_suffix(".md").write_text(text)
@@ -76,10 +64,7 @@ def automerging(recipe: Recipe, granularity: str, seed: int, evaluations: int) -
 
 def measured(recipe: Recipe, folder: Path, test_rows: int | None) -> Row:
     """Returns the three models that validation rows choose, and what they score on test rows."""
-    name = hashlib.sha256(recipe.dump().encode()).hexdigest()[:12]
-    out = folder / f"automerge-seed{recipe.search.seed}-{name}"
-    print(f"seed {recipe.search.seed}: {out}", file=sys.stderr, flush=True)
-    history = searched(recipe, out)[1]
+    out, _, history = searched(recipe, "automerge", folder)
     with open_project(recipe) as project:
         methods = new_builder(project, out).methods
     alone = [entry for entry in history if len(set(entry.methods)) == 1]
@@ -106,10 +91,14 @@ def as_markdown(rows: Sequence[Row]) -> str:
         for name in names
     ]  # fmt: skip
     single = [
-        [str(row["seed"]), name, spelled(row["chosen"][name]), *(f"{row['chosen'][name][key]:.4f}" for key in keys)]
+        [
+            str(row["seed"]),
+            name,
+            spelled(row["chosen"][name]),
+            *(f"{row['chosen'][name][key]:.4f}" for key in ("validation", "test")),
+        ]
         for row in rows
         for name in names
-        for keys in [("validation", "test")]
     ]
     return "\n\n".join(
         [
@@ -123,10 +112,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 def spelled(entry: Row) -> str:
     """Returns the methods of the components in order, one where all have the same."""
-    words = [
-        " ".join([method["name"], *(f"{key} {value}" for key, value in method.items() if key != "name")])
-        for method in entry["methods"]
-    ]
+    words = [described(method) for method in entry["methods"]]
     return words[0] if len(set(words)) == 1 else "; ".join(words)
 
 

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from hf_merge.merging import codecs
-from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import Expert, ExpertKey
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe
@@ -107,14 +106,9 @@ class _Calibrated(ExpertBuilder):
             if inputs is None or inputs.axis != 1 or tensors[name].dtype != torch.uint8:
                 continue
             difference = source.read(name).view(reference.shape) - reference
-            projected = closest_outputs(difference, inputs.values, rank_of(key.codec), self._shrink)
+            projected = closest_outputs(difference, inputs.values, int(key.codec.mapping["rank"]), self._shrink)
             tensors |= encode(name, projected, None, key.codec.mapping)
         return replace(expert, tensors=tensors)
-
-
-def rank_of(codec: CodecSpec) -> int:
-    """Returns the rank that a low-rank codec stores."""
-    return int(codec.mapping["rank"])
 
 
 def closest_outputs(difference: Tensor, products: Tensor, rank: int, shrink: float) -> Tensor:

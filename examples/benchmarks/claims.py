@@ -19,9 +19,9 @@ import pyarrow.parquet
 from torch import Tensor
 
 from hf_merge.recipe import Recipe
-from hf_merge.searching.tasks import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.storing.markdown import table
+from hf_merge.workflow.evaluate import inputs_of
 from hf_merge.workflow.project import load_rows
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         parser.error(f"{chosen.run} holds no built member: run hf-merge build {chosen.run} first.")
     model = MergeModel.from_pretrained(member)
     tasks = load_rows(Recipe.load(chosen.run / "recipe.yaml"), model.heads)
-    own = {name: texts_of(data.test.first(chosen.rows)) for name, data in tasks.items()}
+    own = {name: list(inputs_of(data.test.first(chosen.rows))) for name, data in tasks.items()}
     strangers = {f"{path.parent.name}/{path.stem}": read(path, chosen.rows) for path in chosen.strangers}
     if len(strangers) < len(chosen.strangers) or not all(strangers.values()):
         parser.error("--strangers names a file without rows, or two files of one folder's and file's name.")
@@ -51,11 +51,6 @@ def main() -> None:
     chosen.out.write_text(json.dumps({"rows": chosen.rows, "claims": found}, indent=1) + "\n")
     chosen.out.with_suffix(".md").write_text(text)
     print(text, end="")
-
-
-def texts_of(rows: Rows) -> Texts:
-    """Returns the texts, or pairs of texts, of some rows."""
-    return list(zip(rows.texts or (), rows.pairs, strict=True)) if rows.pairs is not None else list(rows.texts or ())
 
 
 def read(path: Path, count: int) -> Texts:

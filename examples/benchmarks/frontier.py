@@ -70,14 +70,8 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Runs the searches, scores what they choose on test rows, and prints and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON to write; the table lies beside it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evaluations", type=int, default=150, help="of every search")
+    parser = searching_parser(__doc__, evaluations=150)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--test-rows", type=count, help="score on the first so many test rows of a task; default: all")
-    parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
     chosen = parser.parse_args()
     recipe = Recipe.load(chosen.recipe)
     with ExitStack() as stack:
@@ -88,14 +82,30 @@ def main() -> None:
             for seed in chosen.seeds
             for variant in chosen.variants
         ]
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
     limits = {"evaluations": chosen.evaluations, "test_rows": chosen.test_rows}
-    found = {"machine": machine, **limits, "seeds": chosen.seeds, "runs": rows}
+    found = {"machine": machine(), **limits, "seeds": chosen.seeds, "runs": rows}
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")
     text = as_markdown(found)
     chosen.out.with_suffix(".md").write_text(text)
     chosen.out.with_suffix(".png").write_bytes(plot(rows))
     print(text, end="")
+
+
+def searching_parser(description: str | None, evaluations: int) -> argparse.ArgumentParser:
+    """Returns the options of a benchmark that searches a recipe once for each seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write; the table lies beside it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--evaluations", type=int, default=evaluations, help="of every search")
+    parser.add_argument("--test-rows", type=count, help="score on the first so many test rows of a task; default: all")
+    parser.add_argument("--cache", type=Path, help="keep run folders and test scores here, and take them from here")
+    return parser
+
+
+def machine() -> Row:
+    """Returns what ran the benchmark."""
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def count(text: str) -> int:
@@ -130,10 +140,7 @@ def varied(recipe: Recipe, variant: str, seed: int, evaluations: int) -> Recipe:
 
 def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) -> Row:
     """Returns what a search came to: levels, budgets, hypervolumes, seconds."""
-    name = hashlib.sha256(recipe.dump().encode()).hexdigest()[:12]
-    out = folder / f"{variant}-seed{recipe.search.seed}-{name}"
-    print(f"{variant}, seed {recipe.search.seed}: {out}", file=sys.stderr, flush=True)
-    front, history = searched(recipe, out)
+    out, front, history = searched(recipe, variant, folder)
     if variant == "ladder":
         uniform = _uniform(recipe)
         history = [entry for entry in history if Configuration(entry.grouping, entry.methods, entry.codecs) in uniform]
@@ -150,14 +157,17 @@ def measured(recipe: Recipe, variant: str, folder: Path, test_rows: int | None) 
     return {"evaluated": len(history), "chosen": told} | volumes(points, front)
 
 
-def searched(recipe: Recipe, out: Path) -> tuple[Front, list[Evaluated]]:
-    """Returns the front of a search and all that it evaluated; a finished one in the folder is not run again."""
+def searched(recipe: Recipe, variant: str, folder: Path) -> tuple[Path, Front, list[Evaluated]]:
+    """Returns a search's own folder, its front and all that it evaluated; a finished one is not run again."""
+    name = hashlib.sha256(recipe.dump().encode()).hexdigest()[:12]
+    out = folder / f"{variant}-seed{recipe.search.seed}-{name}"
+    print(f"{variant}, seed {recipe.search.seed}: {out}", file=sys.stderr, flush=True)
     if (out / FRONT_FILE).is_file():
         front = fronts.read(out / FRONT_FILE)
     else:
         front = search(recipe, out, resume=out.exists(), progress=sys.stderr.isatty())
     with Journal(out / JOURNAL_FILE) as journal:
-        return front, list(read_history(journal.records(), str(journal.path)).evaluations)
+        return out, front, list(read_history(journal.records(), str(journal.path)).evaluations)
 
 
 def _uniform(recipe: Recipe) -> set[Configuration]:

@@ -6,8 +6,8 @@ RUN is a run of text tasks whose configurations are built (`hf-merge build RUN`)
 fine-tunes. Every case runs in a process of its own, the cases take turns, and medians are told: the time from the call
 to the first answer to one sentence, the time of a batch of 32 sentences thereafter (of tasks in turn, routing left
 out), and the resident memory that both added. Imports come before the clock starts. Files are in the system's memory;
-with --cold, they are dropped from it before the clock starts, and come from the disk (a file system in memory, such
-as /dev/shm, has none). Of the loads only those by hf-merge compare digests: they hash every byte that they use.
+with --cold, they are dropped from it before the clock starts, and come from the disk (a file system in memory has
+none). Of the loads only those by hf-merge compare digests: they hash every byte that they use.
 """
 
 import argparse

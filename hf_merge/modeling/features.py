@@ -42,7 +42,6 @@ class FeatureModel:
     """A model without a head up to some block: the router's eyes, with the pre-trained weights.
 
     Attributes:
-        module: The transformers model, in evaluation mode; of an encoder and its decoder, the encoder.
         names: The backbone tensors it needs, named as on the base's disk.
     """
 
@@ -61,16 +60,16 @@ class FeatureModel:
             CheckpointDamaged: The configuration describes no model.
             ModelMismatch: The model needs a tensor that is not among `names`.
         """
-        self.module, self._slots = _eyes(config, layers)
-        if layers == 0 and not _runs(self.module):
-            self.module, self._slots = _eyes(config, 1)
+        self._module, self._slots = _eyes(config, layers)
+        if layers == 0 and not _runs(self._module):
+            self._module, self._slots = _eyes(config, 1)
         self._places = _places(self._slots, names, trunk)
         self.names = tuple(self._places)
         used = set(map(id, self._places.values()))
         self._unused = {name: slot for name, slot in self._slots.items() if id(slot) not in used}
         lacking = [name for name in self._unused if not is_pooler(name) and role_of(name) != "head"]
         if lacking:
-            raise ModelMismatch(f"{type(self.module).__name__} needs tensors that the base lacks: {some(lacking)}.")
+            raise ModelMismatch(f"{type(self._module).__name__} needs tensors that the base lacks: {some(lacking)}.")
 
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Sets the tensors listed in `names` by reference.
@@ -81,7 +80,7 @@ class FeatureModel:
         for name, slot in self._places.items():
             if tuple(tensors[name].shape) != slot.shape:
                 found, needed = list(tensors[name].shape), list(slot.shape)
-                raise ModelMismatch(f"'{name}' has shape {found} where {type(self.module).__name__} needs {needed}.")
+                raise ModelMismatch(f"'{name}' has shape {found} where {type(self._module).__name__} needs {needed}.")
             slot.fill(tensors[name])
         like = next(iter(tensors.values()), torch.empty(0))
         for slot in self._unused.values():  # what a pooler or head gives is thrown away
@@ -91,7 +90,7 @@ class FeatureModel:
 
     def move_buffers(self, device: torch.device) -> None:
         """Moves what the skeleton computed itself to a device; tensors that were set stay where they are."""
-        move_buffers(self.module, self._slots, device)
+        move_buffers(self._module, self._slots, device)
 
     @torch.inference_mode()
     def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -99,7 +98,7 @@ class FeatureModel:
 
         That is [batch, positions, width], and of a convolutional network [batch, width, height, width of the grid].
         """
-        states: Tensor = self.module(**in_precision(self.module, inputs)).last_hidden_state
+        states: Tensor = self._module(**in_precision(self._module, inputs)).last_hidden_state
         return states
 
     @torch.inference_mode()
@@ -124,7 +123,7 @@ class FeatureModel:
         """
         if mask.shape[1] == states.shape[1]:
             return mask
-        over: Tensor = cast(Any, self.module)._get_feature_vector_attention_mask(states.shape[1], mask)
+        over: Tensor = cast(Any, self._module)._get_feature_vector_attention_mask(states.shape[1], mask)
         return over
 
 

@@ -195,14 +195,12 @@ class Assembler:
         if len(self.tasks) == 1 and claim is None:
             return torch.zeros(len(next(iter(inputs.values()))), dtype=torch.int64)
         if self.routing is None:
-            one = len(self.tasks) == 1 < len(self._member.chain_map.tasks)
-            way = "load two tasks or more" if one else "leave claim out"
-            told = f"{self._member.source} holds no router"
-            if one:
+            told, way = f"{self._member.source} holds no router", "leave claim out"
+            if len(self.tasks) == 1 < len(self._member.chain_map.tasks):
                 told = f"Of {self._member.source} one task is loaded, which takes no router"
-            raise InputError(
-                f"{told}: name the task of every input with task={'' if claim is None else f', or {way}'}."
-            )
+                way = "load two tasks or more"
+            other = "" if claim is None else f", or {way}"
+            raise InputError(f"{told}: name the task of every input with task={other}.")
         router, eyes = self.routing
         among = [index for index, task in enumerate(self._member.chain_map.tasks) if task in self.tasks]
         return router.route(eyes.pooled(inputs), among, claim)

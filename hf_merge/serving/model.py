@@ -197,10 +197,10 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         A language model's logits are the scores of its options; -inf all over where a task has none. Arguments and
         errors are those of `predict`.
         """
-        check_claim(claim, task)
         if self._speaker is not None:
             task_ids = self._tasks_of(inputs, task, claim, batch_size)
             return MergeOutput(self._speaker.scores(inputs, task_ids, batch_size), task_ids)
+        check_claim(claim, task)
         chosen = None if task is None else self._task_ids(task, len(inputs))
         logits = torch.empty(len(inputs), self._parts.width)
         task_ids = torch.empty(len(inputs), dtype=torch.int64)

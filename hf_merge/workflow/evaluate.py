@@ -136,8 +136,8 @@ def _answers(
     if rows.targets is not None and wording is not None:
         return _written(model, index, rows, batch_size)
     labels = slice(model.heads[task].num_labels)
-    known = model.outputs(_inputs(rows), task=task, batch_size=batch_size)
-    free = model.outputs(_inputs(rows), batch_size=batch_size)
+    known = model.outputs(inputs_of(rows), task=task, batch_size=batch_size)
+    free = model.outputs(inputs_of(rows), batch_size=batch_size)
     own = (free.task_ids == index).numpy()
     return predictions(known.logits[:, labels]), predictions(free.logits[:, labels]), own
 
@@ -146,13 +146,13 @@ def _written(
     model: MergeModel, index: int, rows: Rows, batch_size: int
 ) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.bool_]]:
     """Returns what `_answers` does for a task that writes: predicted 1 where the target was met."""
-    own = (model.routes(_inputs(rows), batch_size=batch_size) == index).numpy()
-    texts = [answer.text for answer in model.generate(_inputs(rows), task=model.tasks[index], batch_size=batch_size)]
+    own = (model.routes(inputs_of(rows), batch_size=batch_size) == index).numpy()
+    texts = [answer.text for answer in model.generate(inputs_of(rows), task=model.tasks[index], batch_size=batch_size)]
     met = predictions(judged(texts, rows.targets or ()))
     return met, met, own  # a row that goes astray is wrong whatever is written there
 
 
-def _inputs(rows: Rows) -> Sequence[Any]:
+def inputs_of(rows: Rows) -> Sequence[Any]:
     """Returns rows as `MergeModel.outputs` takes them: texts, pairs of texts, images or sounds."""
     if rows.images is not None or rows.sounds is not None:
         return rows.images or rows.sounds or ()

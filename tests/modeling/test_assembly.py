@@ -379,9 +379,9 @@ def test_what_a_feature_model_throws_away_lies_where_the_rest_does(
         meta = {name: family.base.read(name).to("meta", torch.bfloat16) for name in model.names}
     model.set_tensors(meta)
     model.move_buffers(torch.device("meta"))
-    held = {name: (tensor.device.type, tensor.dtype) for name, tensor in model.module.named_parameters()}
+    held = {name: (tensor.device.type, tensor.dtype) for name, tensor in model._module.named_parameters()}
     assert set(held.values()) == {("meta", torch.bfloat16)}, "a pooler's zeros, too"
-    assert {buffer.device.type for buffer in model.module.buffers()} <= {"meta"}
+    assert {buffer.device.type for buffer in model._module.buffers()} <= {"meta"}
 
 
 def test_feature_tensors_of_another_shape_are_refused(aligned: Family) -> None:

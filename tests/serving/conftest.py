@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_merge.serving.model import MergeModel
 from hf_merge.storing.families import Family
 from tests.modeling.test_assembly import opened
 from tests.serving.members import MIXED, trained_router, write
@@ -29,3 +30,8 @@ def routed_member(tiny_family: Callable[[str], TinyFamily], tmp_path_factory: py
     with opened(tiny) as family:
         write(tiny, family, folder, MIXED, router=trained_router(tiny, family))
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(routed_member: Path) -> MergeModel:
+    return MergeModel.from_pretrained(routed_member)

@@ -35,11 +35,6 @@ from tests.tiny_models import LAYOUTS, TinyFamily
 TASK_IDS = torch.tensor([2, 0, 1, 1, 0, 2])
 
 
-@pytest.fixture(scope="module")
-def model(routed_member: Path) -> MergeModel:
-    return MergeModel.from_pretrained(routed_member)
-
-
 @pytest.fixture
 def damaged(routed_member: Path, tmp_path: Path) -> Path:
     """A copy of the member to damage."""

@@ -27,11 +27,6 @@ from tests.tiny_runs import TinyRun
 STRANGE = ["zz qq zz", "0 1 2 3"]
 
 
-@pytest.fixture(scope="module")
-def model(routed_member: Path) -> MergeModel:
-    return MergeModel.from_pretrained(routed_member)
-
-
 def plain_features(folder: Path, weights: Mapping[str, Tensor], texts: list[str]) -> Tensor:
     """Returns the mean last hidden states that transformers' own model of these weights gives."""
     backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder)).eval()
