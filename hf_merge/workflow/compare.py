@@ -35,10 +35,8 @@ from hf_merge.searching.states import StateCache
 from hf_merge.storing import disk, hub
 from hf_merge.storing.comparison_plot import Kind, plot_comparison
 from hf_merge.storing.durable import write_atomic
-from hf_merge.storing.front import Front
-from hf_merge.storing.results import Report
 from hf_merge.storing.strict_json import dumps
-from hf_merge.workflow.comparison import Comparison, Row, as_markdown, marks, searched_rows
+from hf_merge.workflow.comparison import Comparison, Measured, Row, as_markdown, marks, one_model_row, searched_rows
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.memory import PeakMemory
 from hf_merge.workflow.multitask import Multitask, open_multitask
@@ -73,7 +71,8 @@ def compare(
         recipe: The tasks; its own merge methods are compared with the settings that it gives.
         chosen: The methods and peers to compare; by default all.
         settings: Hyperparameters by method, in place of the recipe's and of defaults.
-        runs: Run folders whose front was measured by `hf-merge report`; several seeds of one recipe become means.
+        runs: Run folders whose front was measured by `hf-merge report`; several seeds of one recipe become means,
+            those that search for one merged model (preset `automerge`) a mean of their own.
         out: A folder for `comparison.json`, `comparison.md`, `comparison.png`, the router and what methods gather;
             None writes nothing.
         routed: Train the recipe's router, and score every row with the task found by it as well.
@@ -90,7 +89,7 @@ def compare(
     specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
-        found = _read_runs(project, runs)
+        found, merged = _read_runs(project, runs)
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="hf-merge-")))
         bench = _Bench(project, folder, progress, routed=routed)
         rows = bench.references()
@@ -98,8 +97,7 @@ def compare(
             with open_multitask(project.recipe, multitask, access) as trained:
                 rows.append(bench.multitask(trained))
         rows += [*bench.statics(specs), *bench.peers(peers)]
-        if found:
-            rows += _searched(found, rows)
+        rows += [*_searched(found, rows), *([one_model_row(merged)] if merged else [])]
         metrics = {task.name: task.metric for task in recipe.tasks}
         comparison = Comparison(project.family.parameters, metrics, tuple(rows))
     if out is not None:
@@ -130,38 +128,43 @@ def _specs(recipe: Recipe, chosen: Sequence[str], settings: Mapping[str, Mapping
     return [MethodSpec.resolve(name, {**own.get(name, {}), **settings.get(name, {})}) for name in names]
 
 
-def _read_runs(project: Project, runs: Sequence[Path]) -> list[tuple[Front, Report]]:
-    """Returns front and test table of every run, after checking that they are of these checkpoints and one method."""
-    found: list[tuple[Front, Report]] = []
+def _read_runs(project: Project, runs: Sequence[Path]) -> tuple[list[Measured], list[Measured]]:
+    """Returns front and test table of every run, and apart those of searches for one merged model.
+
+    Raises:
+        RunFolderError: A run is of other checkpoints, of another method than G1 compares it with, or not measured.
+    """
+    found: list[Measured] = []
+    merged: list[Measured] = []
     digests = project.family.digests() if runs else {}
     for run in runs:
-        front, _ = read_run(run)
+        front, recipe = read_run(run)
         report = read_report(run, front)
         if report is None:
             raise RunFolderError(f"{run} was not measured on test rows. Run: hf-merge report {run}")
         require_same_weights(run, front, digests)
+        if recipe.search.grouping == "merged":
+            merged.append((front, report))
+            continue
         if front.method != project.method.as_json():
             raise RunFolderError(
                 f"{run} merges by {front.method}, and the recipe by {project.method.as_json()}: G1 would compare it "
                 "with another method. Name runs of the same recipe."
             )
         found.append((front, report))
-    return found
+    return found, merged
 
 
-def _searched(runs: Sequence[tuple[Front, Report]], rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows of what searches found, beside the methods that were measured."""
+def _searched(runs: Sequence[Measured], rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of what searches found, beside the methods that were measured; none without a search."""
+    if not runs:
+        return []
     own = str(runs[0][0].method["name"])
     rivals = (*methods.available(), *(title for title, _ in PEERS.values()))
     measured = {row.name: row.validation for row in rows if row.name in rivals and row.validation}
     if own not in measured:
-        return [
-            Row(
-                "MERGE",
-                note=f"its own method '{own}' could not be measured, so there is nothing to beat",
-                kind="searched",
-            )
-        ]
+        why = f"its own method '{own}' could not be measured, so there is nothing to beat"
+        return [Row("MERGE", note=why, kind="searched")]
     return searched_rows(runs, measured[own], max(measured.values()))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeAlias
 
 from hf_merge.storing.comparison_plot import Kind, Mark
 from hf_merge.storing.front import Front, FrontPoint
@@ -11,6 +11,9 @@ from hf_merge.storing.markdown import escape
 from hf_merge.storing.markdown import table as markdown_table
 from hf_merge.storing.results import Report
 from hf_merge.workflow.tables import text_table
+
+
+Measured: TypeAlias = tuple[Front, Report]  # what a search found, and its test table
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Comparison:
         return asdict(self)
 
 
-def searched_rows(runs: Sequence[tuple[Front, Report]], merged: float, best: float) -> list[Row]:
+def searched_rows(runs: Sequence[Measured], merged: float, best: float) -> list[Row]:
     """Returns what searches found: MERGE's G1, G2 and G3, chosen on validation rows and told on test rows.
 
     G1 is the cheapest point that beats the run's own merge method applied to whole models, G2 the cheapest that beats
@@ -96,8 +99,22 @@ def searched_rows(runs: Sequence[tuple[Front, Report]], merged: float, best: flo
     for name, limit in limits.items():
         chosen = [(_cheapest_above(front, limit), report) for front, report in runs]
         rows.append(_mean_row(name, [(point, report) for point, report in chosen if point is not None], len(runs)))
-    tops = [(max(front.points, key=lambda point: (point.performance, -point.cost)), report) for front, report in runs]
-    return [*rows, _mean_row("MERGE G3 (the best)", tops, len(runs))]
+    return [*rows, _mean_row("MERGE G3 (the best)", _tops(runs), len(runs))]
+
+
+def one_model_row(runs: Sequence[Measured]) -> Row:
+    """Returns the best that searches for one merged model found, chosen on validation rows and told on test rows.
+
+    Several runs of one recipe under different seeds give means.
+
+    Source: AutoMerge, arXiv 2601.22748.
+    """
+    return _mean_row("AutoMerge", _tops(runs), len(runs))
+
+
+def _tops(runs: Sequence[Measured]) -> list[tuple[FrontPoint, Report]]:
+    """Returns the best point of every run on validation rows; of equals the cheapest."""
+    return [(max(front.points, key=lambda point: (point.performance, -point.cost)), report) for front, report in runs]
 
 
 def _cheapest_above(front: Front, limit: float) -> FrontPoint | None:

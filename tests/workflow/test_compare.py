@@ -19,14 +19,16 @@ from hf_merge.modeling.inputs import restore
 from hf_merge.recipe import Recipe
 from hf_merge.searching.metrics import score
 from hf_merge.searching.tasks import load_task
+from hf_merge.storing import front as fronts
 from hf_merge.storing import results
-from hf_merge.workflow.build import read_router
+from hf_merge.workflow.build import build, read_router
 from hf_merge.workflow.compare import INDIVIDUAL, INT8, PRETRAINED, compare
 from hf_merge.workflow.comparison import Comparison, Row, as_text, searched_rows
 from hf_merge.workflow.merge import merge
 from hf_merge.workflow.project import Reader, load_rows, open_project
 from hf_merge.workflow.report import report
-from hf_merge.workflow.run_folder import REPORT_FILE
+from hf_merge.workflow.run_folder import FRONT_FILE, REPORT_FILE
+from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
 
@@ -176,6 +178,37 @@ def test_two_runs_become_a_mean(tiny_run: TinyRun, measured: Path) -> None:
     rows = _rows(compare(tiny_run.recipe, chosen=["average"], runs=[measured, measured], progress=False))
     top = rows["MERGE G3 (the best)"]
     assert (top.runs, top.cost_deviation, top.test_deviation) == (2, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def automerged(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a measured run of preset `automerge` on the checkpoints of the tiny run."""
+    folder = tmp_path_factory.mktemp("automerged") / "run"
+    section = {"preset": "automerge", "evaluations": 6, "population": 4, "validation_rows": 24}
+    recipe = Recipe.parse(tiny_run.document | {"search": section}, "as automerge")
+    search(recipe, folder, progress=False)
+    build(folder, progress=False)
+    report(folder, progress=False)
+    return folder
+
+
+def test_searches_for_one_merged_model_have_a_row_of_their_own(
+    tiny_run: TinyRun, measured: Path, automerged: Path
+) -> None:
+    runs = [automerged, measured, automerged]
+    rows = _rows(compare(tiny_run.recipe, chosen=["average"], runs=runs, progress=False))
+    front = fronts.read(automerged / FRONT_FILE)
+    best = max(front.points, key=lambda point: point.performance)
+    found = results.read(automerged / REPORT_FILE).scores(best.id)
+    row = rows["AutoMerge"]
+    assert found is not None and (row.cost, row.test, row.runs) == (best.cost, found.oracle, 2)
+    assert row.test_deviation == 0.0 and row.kind == "searched"
+    assert rows["MERGE G3 (the best)"].runs == 1
+
+
+def test_only_searches_for_one_merged_model_leave_out_merges_rows(tiny_run: TinyRun, automerged: Path) -> None:
+    rows = _rows(compare(tiny_run.recipe, chosen=["average"], runs=[automerged], progress=False))
+    assert [name for name, row in rows.items() if row.kind == "searched"] == ["AutoMerge"]
 
 
 def test_a_run_of_other_checkpoints_is_refused(measured: Path, tiny_family: Families) -> None:
