@@ -110,13 +110,14 @@ def _matthews(predictions: NDArray[Any], references: NDArray[Any]) -> float:
 def _f1(predictions: NDArray[Any], references: NDArray[Any]) -> float:
     """F1 of class 1 for two labels; the unweighted mean of F1 over all classes (macro) for more.
 
-    There are two labels when every reference is 0 or 1. Only the references decide, so that all configurations scored
-    on the same rows are scored alike.
+    There are two labels when every reference is 0 or 1. Only the references decide which classes there are, so that
+    all configurations scored on the same rows are scored alike, and a row that was answered outside of them (by
+    another task's head, say) is wrong and no class of its own.
     """
     from sklearn.metrics import f1_score
 
-    positive = [1] if np.isin(references, (0, 1)).all() else None
-    return float(f1_score(references, predictions, labels=positive, average="macro", zero_division=0.0))
+    classes = [1] if np.isin(references, (0, 1)).all() else np.unique(references)
+    return float(f1_score(references, predictions, labels=classes, average="macro", zero_division=0.0))
 
 
 def _exact_match(predictions: NDArray[Any], references: NDArray[Any]) -> float:

@@ -86,6 +86,13 @@ def test_two_label_f1_does_not_change_its_meaning_when_a_third_class_is_predicte
     assert score("f1", [1, 1, 2, 0], [1, 0, 0, 1]) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("astray", [-1, 7])
+def test_an_answer_outside_of_the_classes_is_wrong_and_no_class_of_its_own(astray: int) -> None:
+    references = [0, 1, 2] * 100
+    predictions = [astray, *references[1:]]
+    assert score("f1", predictions, references) == pytest.approx((2 * 99 / 199 + 1 + 1) / 3)
+
+
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("predictions", [[0] * 6, [1] * 6, [0, 1, 0, 1, 1, 0]])
 @pytest.mark.parametrize("references", [[0] * 6, [1] * 6, [0, 1, 1, 1, 0, 0]])
