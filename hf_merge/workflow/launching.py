@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from hf_merge.errors import InputError, WorkerError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.ranks import Ranks
@@ -52,7 +54,8 @@ def joined_ranks(
         with _joined(deadline_seconds) as ranks:
             yield ranks
     else:
-        with _started(recipe, out, processes, device), _joined(deadline_seconds) as ranks:
+        options = ["--out", str(out), "--device", device, "--deadline", str(deadline_seconds)]
+        with _started(recipe, processes, options), _joined(deadline_seconds) as ranks:
             yield ranks
 
 
@@ -66,22 +69,26 @@ def _joined(deadline_seconds: float) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _started(recipe: Recipe, out: Path, processes: int, device: str) -> Iterator[None]:
-    """Starts all ranks but the first, which this process becomes, and ends them."""
+def _started(recipe: Recipe, processes: int, options: Sequence[str]) -> Iterator[None]:
+    """Starts all ranks but the first, which this process becomes, and ends them.
+
+    All compute with the same number of threads, as sums in another order would be other scores.
+    """
+    threads = _threads_of_each(processes)
     common = {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+        "OMP_NUM_THREADS": str(threads),
     }
     with tempfile.TemporaryDirectory(prefix="hf-merge-") as scratch:
         path = Path(scratch) / "recipe.yaml"
         path.write_text(recipe.dump(), encoding="utf-8")
-        command = [sys.executable, "-m", "hf_merge", "search", str(path), "--out", str(out), "--device", device]
+        command = [sys.executable, "-m", "hf_merge", "search", str(path), *options]
         workers = [_Worker(rank, command, common, Path(scratch)) for rank in range(1, processes)]
         try:
-            with _environment(common | _place(0)):
+            with _environment(common | _place(0)), _computing_with(threads):
                 yield
         except WorkerError as error:
             _wait_for_the_first_end(workers)
@@ -149,6 +156,23 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _threads_of_each(processes: int) -> int:
+    """Returns how many threads each process computes with: what OMP_NUM_THREADS says, or its share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) else max(1, (os.cpu_count() or 1) // processes)
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    """Has torch use so many threads in this process, which has read the environment long ago."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _free_port() -> int:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_merge.errors import InputError, WorkerError
 from hf_merge.recipe import Recipe
@@ -62,6 +63,37 @@ def test_a_rank_that_is_still_dying_when_its_connection_is_gone_is_named(
     said = r"^in vain Rank 1 was killed by signal 9\.$"
     with pytest.raises(WorkerError, match=said), joined_ranks(tiny_run.recipe, tmp_path, 2, 60):
         pytest.fail("joined all the same")
+
+
+def test_all_ranks_wait_as_long_and_compute_with_as_many_threads(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], str]] = []
+
+    class Noted:
+        """A process that is only asked for."""
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            started.append((command, env["OMP_NUM_THREADS"]))
+
+        def wait(self, _: float) -> int:
+            return 0
+
+    threads: list[int] = []
+
+    def joined(_: float) -> Ranks:
+        threads.append(torch.get_num_threads())
+        return Ranks()
+
+    monkeypatch.setattr("subprocess.Popen", Noted)
+    monkeypatch.setattr(Ranks, "join", joined)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    with joined_ranks(tiny_run.recipe, tmp_path, 3, 14400.5):
+        pass
+    assert [command[command.index("--deadline") + 1] for command, _ in started] == ["14400.5"] * 2
+    assert [count for _, count in started] == ["3"] * 2 and threads == [3]
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="module")
