@@ -25,7 +25,7 @@ from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run
+from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run, require_same_weights
 from hf_merge.workflow.summary import draw_search
 
 
@@ -36,11 +36,12 @@ def report(run: Path, *, progress: bool = True, access: hub.Access = hub.AS_USUA
     """Returns the test table of a built run; writes `report.json`, `pareto.png` and `search.png` beside its front.
 
     Raises:
-        RunFolderError: The run has no finished search, or nothing of it is built yet.
+        RunFolderError: The run has no finished search, nothing of it is built yet, or a checkpoint has changed since.
     """
     front, recipe = read_run(run)
     require_built(run, front)
     with FolderLock(run), open_project(recipe, access=access) as project:
+        require_same_weights(run, front, project.family.digests())
         found = _Measurement(project, front, run, progress).report()
         write_atomic(run / REPORT_FILE, results.dump(found))
         write_atomic(run / PLOT_FILE, plot_front(front, found))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_merge.errors import RunFolderError
 from hf_merge.searching.metrics import score
 from hf_merge.storing import results
 from hf_merge.storing.results import Report
@@ -75,3 +76,9 @@ def test_the_report_lies_beside_the_front(run: Path, found: Report) -> None:
     assert results.read(run / REPORT_FILE) == found
     for name in (PLOT_FILE, SEARCH_PLOT_FILE):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_that_changed_since_the_search_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    with pytest.raises(RunFolderError, match=r"The weights of .* are not those that .* was searched on"):
+        report(run, progress=False)
