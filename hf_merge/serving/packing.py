@@ -92,8 +92,8 @@ class PackedExperts:
 def chosen_memory(memory: str, member: Member, device: torch.device, dtype: torch.dtype) -> str:
     """Returns `dense` or `packed`: as asked for, or by free memory.
 
-    `auto` packs where all chains decoded, as if no two shared an expert, would take more than half of what is free;
-    where nobody says what is free, it does not.
+    `auto` packs where all chains decoded would take more than half of what is free; where nobody says what is free, it
+    does not.
 
     Raises:
         InputError: There is no such mode.
@@ -108,9 +108,16 @@ def chosen_memory(memory: str, member: Member, device: torch.device, dtype: torc
 
 
 def decoded_bytes(chain_map: ChainMap, tasks: tuple[str, ...], dtype: torch.dtype) -> int:
-    """Returns what the chains of tasks take decoded, at the most."""
-    chains = {chain_map.chains[task] for task in tasks}
-    return len(chains) * chain_map.base.parameters * dtype.itemsize
+    """Returns about what the chains of tasks take decoded: an expert that several have is held once.
+
+    How much of the model a component is, the largest of its experts tells, as it is stored.
+    """
+    stored = dict.fromkeys((component.name for component in chain_map.components), 0)
+    for entry in chain_map.experts:
+        stored[entry.component] = max(stored[entry.component], entry.bytes)
+    chains = zip(*(chain_map.chains[task] for task in tasks), strict=True)
+    held = sum(largest * len(set(column)) for largest, column in zip(stored.values(), chains, strict=True))
+    return round(held / max(1, sum(stored.values())) * chain_map.base.parameters * dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> int | None:

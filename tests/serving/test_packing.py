@@ -83,9 +83,10 @@ def test_threads_may_share_a_packed_model(member: Path) -> None:
 def test_auto_packs_where_the_chains_would_take_more_than_half_of_what_is_free(
     member: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = decoded_bytes(Member(member).chain_map, Member(member).tasks, torch.float32)
-    assert needed == 3 * 4 * Member(member).chain_map.base.parameters
-    assert decoded_bytes(Member(member).chain_map, Member(member).tasks[:1], torch.bfloat16) == needed // 6
+    chain_map, tasks = Member(member).chain_map, Member(member).tasks
+    needed, one = decoded_bytes(chain_map, tasks, torch.float32), 4 * chain_map.base.parameters
+    assert one < needed < 3 * one  # some experts are shared
+    assert decoded_bytes(chain_map, tasks[:1], torch.bfloat16) == one // 2
     for free, expected in ((2 * needed, "dense"), (2 * needed - 2, "packed"), (None, "dense")):
         monkeypatch.setattr(packing, "free_bytes", lambda device, free=free: free)
         assert chosen_memory("auto", Member(member), CPU, torch.float32) == expected
