@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def performance(self) -> float:
-        """P: the mean of the tasks' metrics."""
+        """P: the mean of the tasks' metrics, weighted where `deviation` says so."""
         return weighted_score(self.scores, self.deviation)
 
 

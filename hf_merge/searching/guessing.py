@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.evaluation import weighted_score
 from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.surrogate import Surrogate
 
@@ -17,7 +18,11 @@ _TASK_TREES = 60
 
 
 def guess_performance(
-    space: SearchSpace, known: Sequence[Configuration], scores: Sequence[Mapping[str, float]], seed: int
+    space: SearchSpace,
+    known: Sequence[Configuration],
+    scores: Sequence[Mapping[str, float]],
+    seed: int,
+    deviation: float = 0.0,
 ) -> Guess:
     """Returns a guess by one forest from the whole configuration to its performance.
 
@@ -26,17 +31,22 @@ def guess_performance(
         known: What was evaluated.
         scores: The score of every task under each of them.
         seed: Seed of the forest.
+        deviation: How much more tasks count that are far from the mean, as in `weighted_score`.
 
     Source: MERGE (arXiv 2602.06552), Algorithm 1.
     """
     forest = Surrogate(seed % _SEEDS)
-    performances = [sum(row.values()) / len(row) for row in scores]
+    performances = [weighted_score(row, deviation) for row in scores]
     forest.fit(np.stack([space.features(configuration) for configuration in known]), performances)
     return lambda wanted: forest.predict(np.stack([space.features(configuration) for configuration in wanted]))
 
 
 def guess_by_task(
-    space: SearchSpace, known: Sequence[Configuration], scores: Sequence[Mapping[str, float]], seed: int
+    space: SearchSpace,
+    known: Sequence[Configuration],
+    scores: Sequence[Mapping[str, float]],
+    seed: int,
+    deviation: float = 0.0,
 ) -> Guess:
     """Returns a guess by one forest per task, from the task's own chain to its score, and the mean over the tasks.
 
@@ -48,6 +58,7 @@ def guess_by_task(
         known: What was evaluated.
         scores: The score of every task under each of them.
         seed: Seed of the forests.
+        deviation: How much more tasks count whose guess is far from the mean, as in `weighted_score`.
     """
     forests = []
     for index, task in enumerate(space.tasks):
@@ -57,13 +68,18 @@ def guess_by_task(
         forests.append(forest)
 
     def guess(wanted: Sequence[Configuration]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        mean, variance = np.zeros(len(wanted)), np.zeros(len(wanted))
+        each, variance = np.zeros((len(forests), len(wanted))), np.zeros(len(wanted))
         for index, forest in enumerate(forests):
             features, places = np.unique(_chains(space, wanted, index), axis=0, return_inverse=True)
             guessed, spread = forest.predict(features)
-            mean += guessed[places.ravel()]
+            each[index] = guessed[places.ravel()]
             variance += spread[places.ravel()] ** 2
-        return mean / len(forests), np.sqrt(variance) / len(forests)
+        if deviation:
+            performances = [
+                weighted_score(dict(zip(space.tasks, column, strict=True)), deviation) for column in each.T
+            ]
+            return np.asarray(performances), np.sqrt(variance) / len(forests)
+        return each.sum(axis=0) / len(forests), np.sqrt(variance) / len(forests)
 
     return guess
 

@@ -193,7 +193,7 @@ class _Chooser:
         if not measured or self.settings.surrogate == "none":
             return list(candidates)
         guess = self._guess(measured)
-        pool = [*candidates, *self._imagined(measured, guess)]
+        pool = list(dict.fromkeys([*candidates, *self._imagined(measured, guess)]))
         mean, spread = guess(pool)
         costs = self._costs(pool)
         if self.settings.screening == "front":
@@ -207,7 +207,7 @@ class _Chooser:
         learn = guess_by_task if self.settings.surrogate == "random_forest_per_task" else guess_performance
         known = [entry.configuration for entry in measured]
         scores = [entry.evaluation.scores for entry in measured]
-        return learn(self.space, known, scores, self.settings.seed + len(measured))
+        return learn(self.space, known, scores, self.settings.seed + len(measured), measured[0].evaluation.deviation)
 
     def _imagined(self, measured: Sequence[Measured], guess: Guess) -> list[Configuration]:
         """Returns what generations bred on guesses alone come to, beginning with everything evaluated."""

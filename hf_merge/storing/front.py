@@ -38,7 +38,8 @@ class FrontPoint:
     Attributes:
         id: The configuration's name, and the name of its member folder.
         cost: C, exact.
-        performance: P, the mean of the tasks' metrics on validation rows, with the task known.
+        performance: P, the mean of the tasks' metrics on validation rows, with the task known; weighted where the
+            search had a `deviation`.
         normalised: The mean over tasks of the metric over the fine-tune's own.
         scores: The metric of every task.
         grouping: Per component, the group of every task (canonical form).

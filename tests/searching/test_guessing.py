@@ -5,6 +5,7 @@ import pytest
 
 from hf_merge.merging.grouping import members_of
 from hf_merge.searching.configuration import Configuration
+from hf_merge.searching.evaluation import weighted_score
 from hf_merge.searching.guessing import Guess, guess_by_task, guess_performance
 from hf_merge.searching.space import SearchSpace
 
@@ -75,3 +76,13 @@ def test_the_order_of_the_tasks_names_is_the_order_of_the_scores() -> None:
     wanted = drawn(20, seed=1)
     straight = guess_by_task(SPACE, known, [score(configuration) for configuration in known], 0)(wanted)[0]
     assert np.array_equal(guess_by_task(SPACE, known, reversed_scores, 0)(wanted)[0], straight)
+
+
+@pytest.mark.parametrize("learn", [guess_performance, guess_by_task])
+def test_guesses_weigh_tasks_as_the_search_does(learn: object) -> None:
+    assert callable(learn)
+    known = drawn(60, seed=1)
+    scores = [score(configuration) for configuration in known]
+    plain, weighted = (learn(SPACE, known, scores, 0, deviation)(known)[0] for deviation in (0.0, 3.0))
+    wanted = np.array([weighted_score(each, 3.0) for each in scores])
+    assert np.abs(weighted - wanted).mean() < 0.8 * np.abs(plain - wanted).mean()

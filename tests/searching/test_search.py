@@ -139,8 +139,13 @@ def test_there_are_never_more_evaluations_than_allowed(evaluations: int, surroga
     assert len(archive.measured) == len(evaluator.asked) == archive.history[-1][0] == evaluations
 
 
-def test_nothing_is_evaluated_twice() -> None:
-    _, evaluator = run(replace(SMALL, evaluations=60))
+MERGED = SearchSpace(SPACE.components, SPACE.tasks, methods=10, merged=True)
+
+
+@pytest.mark.parametrize("space", [SPACE, MERGED], ids=["groups", "methods"])
+@pytest.mark.parametrize("changes", [{}, FAST], ids=["paper", "fast"])
+def test_nothing_is_evaluated_twice(changes: dict[str, Any], space: SearchSpace) -> None:
+    _, evaluator = run(replace(SMALL, evaluations=60, **changes), space)
     assert len(set(evaluator.asked)) == 60
 
 
