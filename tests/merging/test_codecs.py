@@ -339,6 +339,18 @@ class TestInt4:
         assert stored[NAME][0].tolist() == [15 + (1 << 4), 11 + (15 << 4), 1 + (11 << 4), 15 + (1 << 4), 11 + (8 << 4)]
         assert torch.equal(INT4.decode(NAME, stored), weight)
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_each_weight_is_at_its_nearest_level_at_the_scale_that_is_stored(self, seed: int) -> None:
+        weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(seed))
+        stored = fours(weight)
+        scales = stored[f"{NAME}.scale"].double()[:, None]
+        exact = weight.double() / scales
+        nearest = exact.round().clamp(-8, 7)
+        off, least = (
+            (each * scales - weight.double()).abs() for each in (INT4.decode(NAME, stored) / scales, nearest)
+        )
+        assert bool((off <= least + 1e-6 * scales).all())
+
     @law(deadline=None)
     @given(rows_of_any_values())
     def test_a_row_is_no_further_off_than_on_the_grid_without_clipping(self, weight: Tensor) -> None:

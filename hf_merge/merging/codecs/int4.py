@@ -37,8 +37,9 @@ def _fitted(rows: Floats) -> tuple[Bytes, Floats]:
     exact = rows.astype(np.float64)
     largest = np.abs(exact).max(axis=1, keepdims=True)
     steps = (np.maximum(largest * clip / _HIGH, _SMALLEST_SCALE) for clip in _CLIPS)
-    step, scales = best_grid(exact, steps, _nearest, smallest=_SMALLEST_SCALE)
-    return (_nearest(exact / step) - _LOW).astype(np.uint8), scales.astype(np.float32)
+    _, scales = best_grid(exact, steps, _nearest, smallest=_SMALLEST_SCALE)
+    # The levels found are nearest in the steps that the scale was fitted to; at the scale itself others may be nearer.
+    return (_nearest(exact / scales[:, None]) - _LOW).astype(np.uint8), scales.astype(np.float32)
 
 
 def _nearest(ratio: Ratios) -> Ratios:
