@@ -68,6 +68,19 @@ class TestFisher:
 
 
 class TestRegMean:
+    def test_bytes_do_not_depend_on_threads(self) -> None:
+        base, weights, random = _case(200, 150)
+        inputs = [random.normal(size=(40, 150)) for _ in weights]  # fewer rows than inputs: many directions are empty
+        products = [each.T @ each for each in inputs]
+        before, found = torch.get_num_threads(), []
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(_merged("regmean", base, _Stream(weights, products), {"shrink": 1.0}))
+        finally:
+            torch.set_num_threads(before)
+        assert np.array_equal(found[0], found[1])
+
     @pytest.mark.parametrize("axis", [0, 1])
     @pytest.mark.parametrize("shrink", [0.0, 0.6, 0.9])
     def test_is_the_papers_least_squares(self, axis: int, shrink: float) -> None:

@@ -64,7 +64,7 @@ def merge_matrices(
     if base.ndim < 2 or base.numel() == max(base.shape) or base.numel() == 0:
         summed, count = total(task_vectors(base, members), base)
         return step(base, divide_(summed, max(count, 1)), scale)
-    with _one_thread():
+    with one_thread():
         direction = merged(TaskMatrices(base, members)).float()
     return step(base, direction.reshape(base.shape), scale)
 
@@ -110,7 +110,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Lets torch use one thread: eigenvectors differ from one number of threads to another, and bytes must not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_merge.merging.methods import ROWS, Member, MergeMethod, Need
+from hf_merge.merging.methods._spectra import one_thread
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
@@ -53,7 +54,8 @@ def _correction(mean: Tensor, members: Iterable[Member], shrink: float) -> Tenso
         pull = moved if pull is None else pull + moved
     if products is None or pull is None:
         return torch.zeros_like(mean)
-    inverse = torch.linalg.pinv(products, hermitian=True)
+    with one_thread():
+        inverse = torch.linalg.pinv(products, hermitian=True)
     correction: Tensor = pull @ inverse if axis == 1 else inverse @ pull
     return correction
 
