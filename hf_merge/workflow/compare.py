@@ -19,7 +19,7 @@ from typing import TypeAlias
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_merge.errors import InputError, RecipeError, RunFolderError, nearest
+from hf_merge.errors import InputError, RecipeError, nearest
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.cost import normalised
@@ -36,6 +36,7 @@ from hf_merge.storing import disk, hub
 from hf_merge.storing.comparison_plot import Kind, plot_comparison
 from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.strict_json import dumps
+from hf_merge.workflow.compared_runs import read_runs
 from hf_merge.workflow.comparison import Comparison, Measured, Row, as_markdown, marks, one_model_row, searched_rows
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.memory import PeakMemory
@@ -44,7 +45,7 @@ from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.report import as_routed
 from hf_merge.workflow.routing import Routing, routing_of
-from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_report, read_run, require_same_weights
+from hf_merge.workflow.run_folder import GATHERED_FOLDER
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def compare(
     specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
-        found, merged = _read_runs(project, runs)
+        found, merged = read_runs(project, runs)
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="hf-merge-")))
         bench = _Bench(project, folder, progress, routed=routed)
         rows = bench.references()
@@ -126,33 +127,6 @@ def _specs(recipe: Recipe, chosen: Sequence[str], settings: Mapping[str, Mapping
     if first not in names:
         names.append(first)
     return [MethodSpec.resolve(name, {**own.get(name, {}), **settings.get(name, {})}) for name in names]
-
-
-def _read_runs(project: Project, runs: Sequence[Path]) -> tuple[list[Measured], list[Measured]]:
-    """Returns front and test table of every run, and apart those of searches for one merged model.
-
-    Raises:
-        RunFolderError: A run is of other checkpoints, of another method than G1 compares it with, or not measured.
-    """
-    found: list[Measured] = []
-    merged: list[Measured] = []
-    digests = project.family.digests() if runs else {}
-    for run in runs:
-        front, recipe = read_run(run)
-        report = read_report(run, front)
-        if report is None:
-            raise RunFolderError(f"{run} was not measured on test rows. Run: hf-merge report {run}")
-        require_same_weights(run, front, digests)
-        if recipe.search.grouping == "merged":
-            merged.append((front, report))
-            continue
-        if front.method != project.method.as_json():
-            raise RunFolderError(
-                f"{run} merges by {front.method}, and the recipe by {project.method.as_json()}: G1 would compare it "
-                "with another method. Name runs of the same recipe."
-            )
-        found.append((front, report))
-    return found, merged
 
 
 def _searched(runs: Sequence[Measured], rows: Sequence[Row]) -> list[Row]:

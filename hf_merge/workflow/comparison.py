@@ -85,7 +85,8 @@ def searched_rows(runs: Sequence[Measured], merged: float, best: float) -> list[
 
     G1 is the cheapest point that beats the run's own merge method applied to whole models, G2 the cheapest that beats
     every method of the table, static merges and dynamic peers, G3 the best. Several runs of one recipe under different
-    seeds give means.
+    seeds give means. A run's points were scored on the validation rows that its own seed drew, the methods on those of
+    the recipe's.
 
     Args:
         runs: Front and test table of every run.
