@@ -30,11 +30,10 @@ from hf_merge.storing.strict_json import dumps
 from hf_merge.workflow.configurations import codecs_of, front_point
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, read_run, require_same_weights
+from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, REFINEMENT_FILE, read_run, require_same_weights
 from hf_merge.workflow.tables import text_table
 
 
-REFINEMENT_FILE = "refinement.json"
 _EQUAL_COST = 1e-9
 
 

@@ -17,6 +17,7 @@ from hf_merge.storing.results import Report
 RECIPE_FILE, JOURNAL_FILE, FRONT_FILE, LOCK_FILE = "recipe.yaml", "journal.jsonl", "front.json", ".lock"
 TIMINGS_FILE, SEARCH_PLOT_FILE = "timings.jsonl", "search.png"
 REPORT_FILE, PLOT_FILE = "report.json", "pareto.png"
+REFINEMENT_FILE = "refinement.json"
 GATHERED_FOLDER = "gathered"  # what merge methods need of the fine-tunes beside their weights
 CHECKPOINTS_FOLDER = "checkpoints"  # fine-tunes may be kept in the run folder that merges them
 
@@ -81,6 +82,11 @@ def require_free(out: Path, recipe: Recipe, *, resume: bool) -> None:
         listed = "\n  ".join(changed)
         raise RunFolderError(
             f"{out} holds the run of another recipe (there and here):\n  {listed}\nChoose another folder with --out."
+        )
+    if resume and (out / REFINEMENT_FILE).is_file():
+        raise RunFolderError(
+            f"{out} holds a search that has ended and a front that was refined since ({REFINEMENT_FILE}): to resume "
+            f"would write the unrefined one over it. Go on with: hf-merge build {out}"
         )
     if not resume:
         raise RunFolderError(

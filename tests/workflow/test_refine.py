@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from hf_merge.errors import InputError, RecipeError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.pareto import Reference, hypervolume
+from hf_merge.storing import front as fronts
 from hf_merge.workflow.build import build
-from hf_merge.workflow.refine import REFINEMENT_FILE, as_text, refine
-from hf_merge.workflow.run_folder import read_run
+from hf_merge.workflow.refine import as_text, refine
+from hf_merge.workflow.run_folder import FRONT_FILE, REFINEMENT_FILE, read_run
 from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
 from tests.workflow.test_build import require_the_logits_of_the_search
@@ -73,9 +75,19 @@ def test_a_second_time_the_refined_are_passed_over(run: Path) -> None:
 
 def test_what_merges_nothing_is_passed_over(run: Path) -> None:
     front, _ = read_run(run)
-    separate = front.controls["all-separate"].id
+    separate = front.controls["all-separate"]
+    points = (*(point for point in front.points if point.id != separate.id), separate)
+    (run / FRONT_FILE).write_bytes(fronts.dump(replace(front, points=tuple(sorted(points, key=lambda p: p.cost)))))
     notes = {point.id: point.note for point in refine(run, settings=SETTINGS, progress=False).points}
-    assert notes.get(separate, "merges nothing") == "merges nothing"
+    assert notes[separate.id] == "merges nothing"
+
+
+def test_a_refined_run_is_not_resumed_over(run: Path) -> None:
+    refine(run, settings=SETTINGS, progress=False)
+    before = (run / FRONT_FILE).read_bytes()
+    with pytest.raises(RunFolderError, match=r"front that was refined since .* hf-merge build"):
+        search(Recipe.load(run / "recipe.yaml"), run, resume=True, progress=False)
+    assert (run / FRONT_FILE).read_bytes() == before
 
 
 def test_chunks_are_fitted_too(run: Path) -> None:
