@@ -179,7 +179,12 @@ def _write(
     card: Callable[[ChainMap], str],
 ) -> Path:
     """Writes one member folder and returns it."""
-    family, names = project.family, {component.name for component in project.components}
+    family, names = project.family, tuple(component.name for component in project.components)
+    if front.components != names:
+        raise RunFolderError(
+            f"The front was searched over {', '.join(front.components)}; the recipe gives {', '.join(names)}. "
+            "Search again."
+        )
     configuration = configuration_of(point, builder)
     search = project.recipe.search
     empty = ChainMap(
@@ -199,10 +204,6 @@ def _write(
         files={},
         wordings={task: head.wording for task, head in project.heads.items() if head.wording is not None},
     )
-    if set(front.components) != names:
-        raise RunFolderError(
-            f"The front was searched over {sorted(front.components)}, the recipe gives {sorted(names)}. Search again."
-        )
     folder = family_folder / MEMBERS_FOLDER / point.id
     keys = {key.id: key for key in builder.keys(configuration)}
     content = MemberContent(

@@ -65,7 +65,8 @@ def search(
 
     Args:
         recipe: What to search.
-        out: The run folder; made if it does not exist. Rank 0 alone writes to it.
+        out: The run folder; made if it does not exist. Rank 0 alone writes to it, but for coefficients that are fitted
+            for a group of tasks by whoever merges it.
         resume: Continue the run that `out` holds.
         processes: How many processes to evaluate in; those of a launcher (torchrun, accelerate launch) are joined.
         deadline_seconds: How long one process waits for another before the run is given up.
@@ -114,9 +115,10 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
         with Journal(out / JOURNAL_FILE) as journal:
             sweep_partials(out)
             write_atomic(out / RECIPE_FILE, project.recipe.dump().encode())
+            history = read_history(journal.records(), str(journal.path))
+            _require_same_inputs(journal, history, sources)  # before anything is computed in vain
             evaluator.builder.gather()  # by this process, before the others ask for it
             proposed = proposals(project, evaluator.builder, geometry, progress=asked.progress is True)
-            history = read_history(journal.records(), str(journal.path))
             done = len(history.evaluations)
             with followed(_total(project), done, out / TIMINGS_FILE, asked.progress) as watch:
                 watch.started(project.family.tasks, ranks.count)
@@ -147,6 +149,19 @@ def _evaluator(
     builder = new_builder(project, run, progress=progress)
     search = project.recipe.search
     return SharedEvaluator(builder, runs, DTYPES[search.dtype], states, search.deviation, ranks=ranks)
+
+
+def _require_same_inputs(journal: Journal, history: History, sources: Mapping[str, str]) -> None:
+    """Notes the digests of all checkpoints in a new journal; in an old one they must be the same."""
+    known = history.sources
+    if known is None:
+        journal.append(inputs_record(sources))
+    elif known != sources:
+        changed = [name for name, digest in sources.items() if known.get(name) != digest]
+        raise RunFolderError(
+            f"{journal.path}: the checkpoint of {', '.join(changed)} is not the one that this run began with "
+            "(its weights have another SHA-256). Search again into another folder."
+        )
 
 
 def _total(project: Project) -> int:
@@ -184,7 +199,6 @@ class _Run:
 
     def run(self) -> Front:
         """Returns the front, after as many real evaluations as the recipe allows."""
-        self._require_same_inputs()
         self._replay()
         references = self.history.references or self._measure_references()
         self.watch.references(references.individual, references.pretrained)
@@ -199,18 +213,6 @@ class _Run:
 
     def _grams(self) -> list[NDArray[np.float64]]:
         return [self.geometry.grams[component.name] for component in self.project.components]
-
-    def _require_same_inputs(self) -> None:
-        """Notes the digests of all checkpoints in a new journal; in an old one they must be the same."""
-        known = self.history.sources
-        if known is None:
-            self.journal.append(inputs_record(self.sources))
-        elif known != self.sources:
-            changed = [name for name, digest in self.sources.items() if known.get(name) != digest]
-            raise RunFolderError(
-                f"{self.journal.path}: the checkpoint of {', '.join(changed)} is not the one that this run began with "
-                "(its weights have another SHA-256). Search again into another folder."
-            )
 
     def _replay(self) -> None:
         """Takes over the scores and measured experts of an earlier part of this run."""
