@@ -74,6 +74,7 @@ class ExpertBuilder:
         self._kept: OrderedDict[ExpertKey, Expert] = OrderedDict()
         self._shared: dict[str, tuple[ExpertKey, dict[str, Tensor]]] = {}
         self._measured: dict[str, float] = {}
+        self._expected: dict[tuple[str, CodecSpec], float] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
         self._remembered: dict[str, float] = {}
 
@@ -194,8 +195,11 @@ class ExpertBuilder:
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:
             return self._measured[key.id]
-        shapes = {name: self.family.shapes[name] for name in self._by_name[key.component].tensors}
-        return stored_parameters(shapes, key.codec)
+        place = key.component, key.codec
+        if place not in self._expected:
+            shapes = {name: self.family.shapes[name] for name in self._by_name[key.component].tensors}
+            self._expected[place] = stored_parameters(shapes, key.codec)
+        return self._expected[place]
 
     def _keep(self, expert: Expert) -> None:
         self._kept[expert.key] = expert
