@@ -93,6 +93,17 @@ def test_a_rows_scores_are_those_of_the_model_that_merge_writes(
         assert _rows(compared[0])[method].scores[spec.name] == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_was_gathered_before_is_said_not_to_be_in_the_time(
+    tiny_family: Families, compared: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(compared[1] / "gathered", tmp_path / "out" / "gathered")
+    recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, router={"rows_per_task": 12}), "test")
+    again = _rows(compare(recipe, chosen=["average", "regmean"], out=tmp_path / "out", progress=False))
+    assert "was there from before" in (again["regmean"].remark or "")
+    first = _rows(compared[0])
+    assert all(rows[name].remark is None for rows, name in ((again, "average"), (first, "regmean"), (first, "fisher")))
+
+
 def test_what_is_written_is_what_is_returned(compared: tuple[Comparison, Path]) -> None:
     comparison, out = compared
     assert json.loads((out / "comparison.json").read_text()) == json.loads(json.dumps(comparison.as_json()))
