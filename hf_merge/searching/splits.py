@@ -38,10 +38,15 @@ def check_source(spec: TaskSpec) -> None:
         raise DatasetError(f"{place}: '{path}' does not read data_files.{nearest(path, BUILDERS)}")
 
 
-def splits_by_role(spec: TaskSpec, available: Collection[str]) -> dict[str, str]:
+def splits_by_role(spec: TaskSpec, available: Collection[str], roles: Collection[str] = ROLES) -> dict[str, str]:
     """Returns the split of each role: `test` always, `validation` and `train` where there are such splits.
 
     `data.splits` renames; a split that it gives to one role is no longer there for the role of its own name.
+
+    Args:
+        spec: The task as the recipe names it.
+        available: The splits that there are.
+        roles: Those that are wanted, `test` among them.
 
     Raises:
         DatasetError: The test split or a renamed one is not there, one has two roles, or there is nothing but `test`.
@@ -49,7 +54,7 @@ def splits_by_role(spec: TaskSpec, available: Collection[str]) -> dict[str, str]
     renamed = {str(role): split for role, split in spec.data.splits.items()}
     names = {role: renamed.get(role, role) for role in ROLES}
     found = {}
-    for role in ROLES:
+    for role in roles:
         name = names[role]
         elsewhere = [other for other, given in renamed.items() if given == name and other != role]
         if name in available and not elsewhere:
@@ -60,7 +65,7 @@ def splits_by_role(spec: TaskSpec, available: Collection[str]) -> dict[str, str]
                 f"Task '{spec.name}': no split '{name}' for the role '{role}': {why}. Name another, as in "
                 f"data.splits: {{{role}: SPLIT}}.{nearest(name, available)}"
             )
-    if len(found) == 1:
+    if len(found) == 1 < len(roles):
         raise DatasetError(
             f"Task '{spec.name}': split '{found['test']}' is there to test with, but neither a 'validation' nor a "
             "'train' split to search with. Name one under data.data_files or data.splits. "

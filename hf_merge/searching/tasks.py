@@ -5,7 +5,7 @@ fine-tuned checkpoint, or numbers. Whatever is wrong with the data is said here,
 """
 
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from hf_merge.searching.columns import read_answers, refuse_missing, refuse_othe
 from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
 from hf_merge.searching.media import Reading, reason_of, with_images, with_sounds
 from hf_merge.searching.metrics import is_regression_metric
-from hf_merge.searching.splits import BUILDERS, check_source, splits_by_role
+from hf_merge.searching.splits import BUILDERS, ROLES, check_source, splits_by_role
 from hf_merge.storing import disk
 from hf_merge.storing.sounds import Sound
 
@@ -117,19 +117,38 @@ def load_task(
         HubError: The data set is on the Hub and cannot be had.
         RecipeError: The metric does not fit the number of labels.
     """
-    if num_labels == 1 and not is_regression_metric(spec.metric):
+    sources = _opened(spec, ROLES, (num_labels, label_names))
+    data = _divided(spec.name, sources, validation_rows, router_rows, seed)
+    _warn_of_one_label(spec, data.search)
+    return data
+
+
+def load_test(spec: TaskSpec, *, num_labels: int, label_names: tuple[str, ...] | None) -> Rows:
+    """Returns the test rows of one task, as `load_task` does; its data need have no other split.
+
+    Args:
+        spec: The task as the recipe names it.
+        num_labels: As in `load_task`.
+        label_names: As in `load_task`.
+
+    Raises:
+        DatasetError: As in `load_task`, of the test split alone.
+        HubError: The data set is on the Hub and cannot be had.
+        RecipeError: The metric does not fit the number of labels.
+    """
+    return _whole(_opened(spec, ("test",), (num_labels, label_names))["test"])[1]
+
+
+def _opened(spec: TaskSpec, roles: Sequence[str], head: tuple[int, tuple[str, ...] | None]) -> dict[str, "_Source"]:
+    """Returns the checked splits of the roles that there are."""
+    if head[0] == 1 and not is_regression_metric(spec.metric):
         raise RecipeError(
             f"Task '{spec.name}': metric '{spec.metric}' compares classes, but the checkpoint {spec.source} has one "
             "output (num_labels 1, a regression). Choose pearson_spearman."
         )
     available = _load(spec)
-    sources = {
-        role: _Source.open(spec, split, available[split], (num_labels, label_names))
-        for role, split in splits_by_role(spec, available).items()
-    }
-    data = _divided(spec.name, sources, validation_rows, router_rows, seed)
-    _warn_of_one_label(spec, data.search)
-    return data
+    named = splits_by_role(spec, available, roles).items()
+    return {role: _Source.open(spec, split, available[split], head) for role, split in named}
 
 
 _Content = tuple[Any, ...]  # of one row: (text,), (text, pair), (image,) or (sound,)
@@ -201,7 +220,7 @@ class _Source:
 
 def _divided(task: str, sources: dict[str, _Source], validation_rows: int, router_rows: int, seed: int) -> TaskData:
     """Returns the three sets of rows, drawn from the splits of the roles that there are."""
-    test = sources["test"].draw(np.arange(len(sources["test"])), len(sources["test"]))
+    test, test_rows = _whole(sources["test"])
     first = sources.get("validation") or sources["train"]
     second = sources.get("train") or first
     rng = np.random.default_rng(seed)
@@ -211,7 +230,13 @@ def _divided(task: str, sources: dict[str, _Source], validation_rows: int, route
     router = second.draw(order, router_rows, test, search)
     report_doubles(search, task, "search", "a test row")
     report_doubles(router, task, "router", "a search or test row")
-    return TaskData(task, first.rows(search), second.rows(router), sources["test"].rows(test))
+    return TaskData(task, first.rows(search), second.rows(router), test_rows)
+
+
+def _whole(source: _Source) -> tuple[Draw[_Content], Rows]:
+    """Returns all rows of a split, in its order."""
+    drawn = source.draw(np.arange(len(source)), len(source))
+    return drawn, source.rows(drawn)
 
 
 def _load(spec: TaskSpec) -> dict[str, "datasets.Dataset"]:

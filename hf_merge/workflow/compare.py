@@ -37,7 +37,7 @@ from hf_merge.storing.comparison_plot import Kind, plot_comparison
 from hf_merge.storing.durable import write_atomic
 from hf_merge.storing.strict_json import dumps
 from hf_merge.workflow.compared_runs import read_runs
-from hf_merge.workflow.comparison import Comparison, Measured, Row, as_markdown, marks, one_model_row, searched_rows
+from hf_merge.workflow.comparison import Comparison, MeasuredRun, Row, as_markdown, marks, one_model_row, searched_rows
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.memory import PeakMemory
 from hf_merge.workflow.multitask import Multitask, open_multitask
@@ -129,7 +129,7 @@ def _specs(recipe: Recipe, chosen: Sequence[str], settings: Mapping[str, Mapping
     return [MethodSpec.resolve(name, {**own.get(name, {}), **settings.get(name, {})}) for name in names]
 
 
-def _searched(runs: Sequence[Measured], rows: Sequence[Row]) -> list[Row]:
+def _searched(runs: Sequence[MeasuredRun], rows: Sequence[Row]) -> list[Row]:
     """Returns the rows of what searches found, beside the methods that were measured; none without a search."""
     if not runs:
         return []

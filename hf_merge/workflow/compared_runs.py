@@ -5,12 +5,12 @@ from pathlib import Path
 
 from hf_merge.errors import RunFolderError
 from hf_merge.recipe import Recipe
-from hf_merge.workflow.comparison import Measured
+from hf_merge.workflow.comparison import MeasuredRun
 from hf_merge.workflow.project import Project
 from hf_merge.workflow.run_folder import read_report, read_run, require_same_weights
 
 
-def read_runs(project: Project, runs: Sequence[Path]) -> tuple[list[Measured], list[Measured]]:
+def read_runs(project: Project, runs: Sequence[Path]) -> tuple[list[MeasuredRun], list[MeasuredRun]]:
     """Returns front and test table of every run, and apart those of searches for one merged model.
 
     Args:
@@ -21,8 +21,8 @@ def read_runs(project: Project, runs: Sequence[Path]) -> tuple[list[Measured], l
         RunFolderError: A run is of other checkpoints or data, on another number of validation rows, by another method
             than G1 compares it with, not measured, or named twice.
     """
-    found: list[Measured] = []
-    merged: list[Measured] = []
+    found: list[MeasuredRun] = []
+    merged: list[MeasuredRun] = []
     digests = project.family.digests() if runs else {}
     for place, run in enumerate(runs):
         if any(run.resolve() == other.resolve() for other in runs[:place]):

@@ -13,7 +13,7 @@ from hf_merge.storing.results import Report
 from hf_merge.workflow.tables import text_table
 
 
-Measured: TypeAlias = tuple[Front, Report]  # what a search found, and its test table
+MeasuredRun: TypeAlias = tuple[Front, Report]  # what a search found, and its test table
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Comparison:
         return asdict(self)
 
 
-def searched_rows(runs: Sequence[Measured], merged: float, best: float) -> list[Row]:
+def searched_rows(runs: Sequence[MeasuredRun], merged: float, best: float) -> list[Row]:
     """Returns what searches found: MERGE's G1, G2 and G3, chosen on validation rows and told on test rows.
 
     G1 is the cheapest point that beats the run's own merge method applied to whole models, G2 the cheapest that beats
@@ -103,7 +103,7 @@ def searched_rows(runs: Sequence[Measured], merged: float, best: float) -> list[
     return [*rows, _mean_row("MERGE G3 (the best)", _tops(runs), len(runs))]
 
 
-def one_model_row(runs: Sequence[Measured]) -> Row:
+def one_model_row(runs: Sequence[MeasuredRun]) -> Row:
     """Returns the best that searches for one merged model found, chosen on validation rows and told on test rows.
 
     Several runs of one recipe under different seeds give means.
@@ -113,7 +113,7 @@ def one_model_row(runs: Sequence[Measured]) -> Row:
     return _mean_row("AutoMerge", _tops(runs), len(runs))
 
 
-def _tops(runs: Sequence[Measured]) -> list[tuple[FrontPoint, Report]]:
+def _tops(runs: Sequence[MeasuredRun]) -> list[tuple[FrontPoint, Report]]:
     """Returns the best point of every run on validation rows; of equals the cheapest."""
     return [(max(front.points, key=lambda point: (point.performance, -point.cost)), report) for front, report in runs]
 

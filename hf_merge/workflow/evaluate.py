@@ -23,7 +23,7 @@ from hf_merge.storing.card_head import read_card, recorded_scores
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import Member
 from hf_merge.storing.results import Scores
-from hf_merge.workflow.project import load_rows
+from hf_merge.workflow.project import load_test_rows
 from hf_merge.workflow.report import as_routed
 from hf_merge.workflow.run_folder import RECIPE_FILE
 
@@ -77,7 +77,7 @@ def evaluate(
     model = MergeModel(member)
     metrics = {task.name: task.metric for task in described.tasks}
     try:
-        rows = {task: data.test for task, data in load_rows(described, model.heads).items()}
+        rows = load_test_rows(described, model.heads)
     except DatasetError as error:
         if recipe is not None:
             raise

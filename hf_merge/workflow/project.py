@@ -26,7 +26,7 @@ from hf_merge.recipe import Recipe, TaskSpec, settings_of
 from hf_merge.recipe.kinds import require_one_kind
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
-from hf_merge.searching.tasks import Rows, TaskData, load_task
+from hf_merge.searching.tasks import Rows, TaskData, load_task, load_test
 from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
@@ -186,6 +186,23 @@ def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
             num_labels=heads[task.name].num_labels,
             label_names=heads[task.name].labels,
         )
+        for task in recipe.tasks
+        if task.name in heads
+    }
+
+
+def load_test_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, Rows]:
+    """Returns every task's test rows, reading nothing else.
+
+    Args:
+        recipe: Where the rows are.
+        heads: What each task's head answers; only tasks named here are loaded.
+
+    Raises:
+        DatasetError: A task's data lack what it needs.
+    """
+    return {
+        task.name: load_test(task, num_labels=heads[task.name].num_labels, label_names=heads[task.name].labels)
         for task in recipe.tasks
         if task.name in heads
     }

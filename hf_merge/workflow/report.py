@@ -24,7 +24,7 @@ from hf_merge.storing.plots import plot_front
 from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.build import ROUTER_FILE, read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, load_test_rows, open_project, task_runs
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run, require_same_weights
 from hf_merge.workflow.summary import draw_search
 
@@ -69,7 +69,7 @@ class _Measurement:
 
     def __init__(self, project: Project, front: Front, run: Path, progress: bool) -> None:
         self._project, self._front, self._progress = project, front, progress
-        rows = {task: data.test for task, data in load_rows(project.recipe, project.heads).items()}
+        rows = load_test_rows(project.recipe, project.heads)
         self._labels = {task: part.labels for task, part in rows.items()}
         reader = Reader(project)
         runs = task_runs(project, rows, reader)

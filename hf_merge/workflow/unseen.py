@@ -35,7 +35,7 @@ from hf_merge.storing.results import Report
 from hf_merge.workflow.build import read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.findings import Unseen, UnseenRow
-from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_test_rows, open_project, task_runs
 
 
 CHEAPEST, BEST_SEEN, BEST_UNSEEN = "cheapest", "best on validation rows", "best on unseen rows, chosen by them"
@@ -105,7 +105,7 @@ class _Hosting:
             recipe=project.recipe.model_copy(update={"tasks": guest.recipe.tasks}),
             family=replace(project.family, tasks=guest.family.tasks),
         )
-        self._rows = {task: data.test for task, data in load_rows(guest.recipe, guest.heads).items()}
+        self._rows = load_test_rows(guest.recipe, guest.heads)
         self._builder = new_builder(project, run, front)
         self._runner = ChainRunner(self._builder, DTYPES[front.dtype], StateCache(0))
         self._own = task_runs(guest, self._rows, self._reader)

@@ -14,7 +14,7 @@ import pytest
 
 from hf_merge.errors import DatasetError, HfMergeError, HubError, RecipeError
 from hf_merge.recipe import TaskSpec
-from hf_merge.searching.tasks import Rows, TaskData, load_task
+from hf_merge.searching.tasks import Rows, TaskData, load_task, load_test
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,15 @@ def three(folder: Path) -> dict[str, Path]:
 def numbers(rows: Rows) -> list[int]:
     assert rows.texts is not None
     return [int(text.split()[-1]) for text in rows.texts]
+
+
+def test_the_test_rows_alone_are_those_of_the_task_and_need_no_other_split(three: dict[str, Path]) -> None:
+    whole = load(spec(three))
+    alone = load_test(spec({"test": three["test"]}), num_labels=2, label_names=None)
+    assert alone.texts == whole.test.texts
+    assert np.array_equal(alone.labels, whole.test.labels)
+    with pytest.raises(DatasetError, match="no split 'test' for the role 'test'"):
+        load_test(spec({"train": three["train"]}), num_labels=2, label_names=None)
 
 
 # Which rows

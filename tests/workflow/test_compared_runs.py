@@ -9,7 +9,7 @@ from hf_merge.errors import RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.storing import results
 from hf_merge.workflow.compared_runs import read_runs
-from hf_merge.workflow.comparison import Measured
+from hf_merge.workflow.comparison import MeasuredRun
 from hf_merge.workflow.project import open_project
 from hf_merge.workflow.run_folder import REPORT_FILE
 from tests.tiny_models import TinyFamily
@@ -19,7 +19,7 @@ from tests.tiny_runs import TinyRun
 Families = Callable[[str], TinyFamily]
 
 
-def _read(recipe: Recipe, runs: Sequence[Path]) -> tuple[list[Measured], list[Measured]]:
+def _read(recipe: Recipe, runs: Sequence[Path]) -> tuple[list[MeasuredRun], list[MeasuredRun]]:
     with open_project(recipe) as project:
         return read_runs(project, runs)
 

@@ -1,5 +1,6 @@
 """A member measured through the loaded model: what the report says, and what its card says."""
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from hf_merge.workflow.evaluate import TOLERANCE, evaluate
 from hf_merge.workflow.publish import push
 from hf_merge.workflow.report import report
 from tests.hub_server import HubServer
-from tests.tiny_runs import TinyRun
+from tests.tiny_runs import TinyRun, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,16 @@ def test_a_card_that_says_otherwise_is_reported(
     found = evaluate(member, recipe=tiny_run.recipe_file, progress=False)
     assert found.differences
     assert all("the card says" in line for line in found.differences)
+
+
+def test_a_test_split_is_all_that_the_data_need(
+    tiny_run: TinyRun, measured: tuple[Path, Report], tmp_path: Path
+) -> None:
+    document = copy.deepcopy(tiny_run.document)
+    for task in document["tasks"]:
+        task["data"]["data_files"] = {"test": task["data"]["data_files"]["test"]}
+    found = evaluate(measured[0], recipe=write_recipe(tmp_path / "test.yaml", document), progress=False)
+    assert found.scores == evaluate(measured[0], recipe=tiny_run.recipe_file, progress=False).scores
 
 
 def test_without_a_recipe_there_are_no_test_rows(
