@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from hf_merge.errors import DatasetError, nearest
 from hf_merge.recipe import TaskSpec
@@ -72,6 +73,18 @@ def splits_by_role(spec: TaskSpec, available: Collection[str], roles: Collection
             f"Known: {', '.join(sorted(available))}."
         )
     return found
+
+
+def data_origin(spec: TaskSpec) -> dict[str, Any]:
+    """Returns what tells a task's data from other data: what the recipe says, and every local file as it is now.
+
+    Of a file its size and the time of its last change count, in bytes and nanoseconds, as of what `make` looks at.
+    """
+    folder, named = Path(spec.data.path), (spec.data.data_files or {}).values()
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    files += [path for name in map(Path, named) for path in name.parent.glob(name.name)]  # a name may be a pattern
+    stamps = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return spec.data.model_dump(mode="json") | {"files": [list(stamp) for stamp in stamps]}
 
 
 def _may_be_there(file: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.searching.running import TaskRun
+from hf_merge.searching.splits import data_origin
 from hf_merge.searching.tasks import TaskData
 from hf_merge.serving.router import Router
 from hf_merge.serving.router_file import router_tensors
@@ -106,7 +107,7 @@ def _origin(project: Project) -> str:
     recipe = project.recipe
     decides = {
         "base": project.family.base.digest(),
-        "tasks": [[task.name, task.data.model_dump(mode="json")] for task in recipe.tasks],
+        "tasks": [[task.name, data_origin(task)] for task in recipe.tasks],
         "labels": [project.heads[task.name].labels for task in recipe.tasks],
         "router": recipe.router.model_dump(mode="json"),
         "search": [recipe.search.seed, recipe.search.validation_rows, recipe.search.max_length],

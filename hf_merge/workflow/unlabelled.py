@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hf_merge.merging.methods import MethodSpec, Need
 from hf_merge.recipe import TaskSpec
+from hf_merge.searching.splits import data_origin
 from hf_merge.searching.tasks import Rows
 from hf_merge.workflow.project import Project, load_rows
 
@@ -37,6 +38,6 @@ def origin(project: Project, task: TaskSpec, method: MethodSpec, need: Need) -> 
         "need": need.value,
         "rows": str(int(method.mapping["rows"])),
         "weights": project.family.tasks[task.name].source.digest(),
-        "data": json.dumps(task.data.model_dump(mode="json"), sort_keys=True),
+        "data": json.dumps(data_origin(task), sort_keys=True),
         "drawn": f"{search.seed}/{search.validation_rows}/{project.recipe.router.rows_per_task}/{search.max_length}",
     }

@@ -7,7 +7,7 @@ import pytest
 
 from hf_merge.errors import DatasetError
 from hf_merge.recipe import TaskSpec
-from hf_merge.searching.splits import check_source, splits_by_role
+from hf_merge.searching.splits import check_source, data_origin, splits_by_role
 
 
 def task(**data: Any) -> TaskSpec:
@@ -86,3 +86,15 @@ def test_paths_that_can_be_no_hub_id_are_refused(tmp_path: Path) -> None:
         check_source(task(path="parquet"))
     with pytest.raises(DatasetError, match=r"'parque' does not read data_files.*Did you mean 'parquet'"):
         check_source(task(path="parque", data_files={"test": str(file)}))
+
+
+def test_data_that_were_mended_in_place_are_other_data(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,1\n")
+    named = task(path="csv", data_files={name: str(tmp_path / f"{name}.csv") for name in ("train", "test")})
+    lying = task(path=str(tmp_path))
+    before = data_origin(named), data_origin(lying)
+    assert before == (data_origin(named), data_origin(lying)) and before[0] != before[1]
+    (tmp_path / "train.csv").write_text("text,label\nb,1\nc,0\n")
+    assert all(one != other for one, other in zip(before, (data_origin(named), data_origin(lying)), strict=True))
+    assert data_origin(task(path="org/data"))["files"] == []
