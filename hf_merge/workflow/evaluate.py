@@ -33,7 +33,7 @@ TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MemberEvaluation:
     """What one member scores, and what its card says.
 
     Attributes:
@@ -57,7 +57,7 @@ def evaluate(
     recipe: Path | None = None,
     progress: bool = True,
     access: hub.Access = hub.AS_USUAL,
-) -> Evaluation:
+) -> MemberEvaluation:
     """Returns what one member scores on test rows, with the task known and routed, beside what its card says.
 
     Args:
@@ -90,7 +90,7 @@ def evaluate(
         accuracy[task] = float(own.mean())
     recorded = _recorded(member)
     differences = _differences({"oracle": oracle, "routed": routed}, recorded)
-    return Evaluation(_scores(member.chain_map, oracle, routed), accuracy, recorded, differences)
+    return MemberEvaluation(_scores(member.chain_map, oracle, routed), accuracy, recorded, differences)
 
 
 def _scores(chain_map: ChainMap, oracle: Mapping[str, float], routed: Mapping[str, float]) -> Scores:

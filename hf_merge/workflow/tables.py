@@ -15,7 +15,7 @@ from hf_merge.workflow.summary import Best, SearchSummary
 
 if TYPE_CHECKING:  # these load torch, which a table can do without
     from hf_merge.serving.model import Generation, Prediction
-    from hf_merge.workflow.evaluate import Evaluation
+    from hf_merge.workflow.evaluate import MemberEvaluation
     from hf_merge.workflow.plan import Plan
     from hf_merge.workflow.publish import Publication
 
@@ -181,7 +181,7 @@ def generations_table(inputs: Sequence[str], answers: "Sequence[Generation]") ->
     )
 
 
-def evaluation_table(found: "Evaluation") -> str:
+def evaluation_table(found: "MemberEvaluation") -> str:
     """Returns one configuration's test scores as text, and what of them the card says otherwise."""
     scores, accuracy = found.scores, found.router_accuracy
     rows = [
@@ -205,7 +205,7 @@ def evaluation_table(found: "Evaluation") -> str:
     return table + "\n\nThe card says otherwise:\n  " + "\n  ".join(found.differences)
 
 
-def evaluation_json(found: "Evaluation") -> dict[str, Any]:
+def evaluation_json(found: "MemberEvaluation") -> dict[str, Any]:
     """Returns one configuration's test scores as one JSON document, beside what its card says."""
     return {
         **asdict(found.scores),

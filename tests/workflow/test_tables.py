@@ -8,7 +8,7 @@ import pytest
 from hf_merge.serving.model import Generation, Prediction
 from hf_merge.storing.hub import Pushed
 from hf_merge.storing.results import Report, Scores
-from hf_merge.workflow.evaluate import Evaluation
+from hf_merge.workflow.evaluate import MemberEvaluation
 from hf_merge.workflow.plan import plan
 from hf_merge.workflow.publish import Publication
 from hf_merge.workflow.summary import SearchSummary, summarise
@@ -34,7 +34,7 @@ SCORES = Scores(
     "c0288-abcdef", "front", 0.2877, 0.7, 0.6, 0.5, 0.9, 0.8, {"a": 0.7, "b": 0.5}, {"a": 0.6, "b": 0.4}
 )  # fmt: skip
 
-EVALUATION = Evaluation(
+EVALUATION = MemberEvaluation(
     SCORES, {"a": 1.0, "b": 0.5}, {"routed": {"a": 0.7}}, ("a, routed: measured 0.6000, the card says 0.7000",)
 )
 PUBLICATION = Publication(
