@@ -114,8 +114,7 @@ def recipe_document(base: Path, checkpoints: dict[str, Path]) -> dict[str, objec
             }
             for name, folder in checkpoints.items()
         ],
-        "merge": {"methods": ["task_arithmetic"], "granularity": "type", "codecs": ["int8"]},
-        "search": {"preset": "paper", "population": 20, "evaluations": EVALUATIONS, "validation_rows": 512, "seed": 0},
+        "search": {"evaluations": EVALUATIONS, "validation_rows": 512, "seed": 0},
     }
 
 

@@ -15,12 +15,11 @@ import torch
 
 from hf_merge import MergeModel, Recipe, build, report, search
 from hf_merge.merging.experts import build_expert
-from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.storing.front import Front
 from hf_merge.storing.library import Member
 from hf_merge.storing.results import Report
-from hf_merge.workflow.configurations import new_builder
+from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
 
 
@@ -107,21 +106,31 @@ def test_the_shards_take_what_the_cost_says(finished: Finished) -> None:
 
 def test_every_stored_expert_is_what_merging_and_encoding_give(finished: Finished) -> None:
     with open_project(finished.recipe) as project:
-        builder = new_builder(project)
+        builder = new_builder(project, finished.folder, finished.front)
         components = {component.name: component for component in project.components}
         for folder in finished.members[:3]:
             member = Member(folder)
             point = finished.front.point(member.chain_map.id)
             assert point is not None
-            for key in builder.keys(Configuration(point.grouping)):
+            for key in builder.keys(configuration_of(point, builder)):
                 again = build_expert(
-                    key, components[key.component], project.family.shapes, project.family.base, project.family.tasks
+                    key,
+                    components[key.component],
+                    project.family.shapes,
+                    project.family.base,
+                    project.family.tasks,
+                    reference={} if key.reference is None else builder.decoded(key.reference),
                 )
                 entry = next(item for item in member.chain_map.experts if item.id == key.id)
                 stored = member.expert(entry)
                 assert again.key.id == entry.id
                 for name, weight in builder.decoded(key).items():
                     assert torch.equal(stored[name], weight)
+
+
+def test_the_front_stores_differences_and_not_only_whole_experts(finished: Finished) -> None:
+    used = {codec["name"] for point in finished.front.points for codec in point.codecs or ()}
+    assert used & {"delta", "ternary", "sign", "lowrank"}
 
 
 def test_a_loaded_model_gives_bit_for_bit_what_the_search_saw(finished: Finished) -> None:
@@ -131,9 +140,10 @@ def test_a_loaded_model_gives_bit_for_bit_what_the_search_saw(finished: Finished
     with open_project(finished.recipe) as project:
         rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
         runs = task_runs(project, rows, Reader(project))
-        evaluator = Evaluator(new_builder(project), runs, DTYPES[project.recipe.search.dtype])
+        builder = new_builder(project, finished.folder, finished.front)
+        evaluator = Evaluator(builder, runs, DTYPES[project.recipe.search.dtype])
         for task, run in runs.items():
-            seen = evaluator.logits(task, evaluator.builder.chain(Configuration(point.grouping), task))
+            seen = evaluator.logits(task, builder.chain(configuration_of(point, builder), task))
             for batch in run.batches:
                 output = model(task=task, **batch.inputs)
                 assert torch.equal(output.logits[:, : seen.shape[1]], seen[torch.from_numpy(batch.rows)])
