@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## fine-tune, search, merge and serve a small family of models, offline
 	$(BIN)/hf-merge demo
 
-test: $(STAMP) ## run every test: the quick ones, then the slow ones end to end on real models
+test: $(STAMP) ## run every test: the quick ones, then the slow ones, whole commands and real models
 	$(BIN)/python -m pytest --numprocesses auto
 	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses auto --dist loadfile
 

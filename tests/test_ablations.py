@@ -16,6 +16,7 @@ from tests.tiny_runs import SEARCH, evaluated
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "ablations.py"
+pytestmark = pytest.mark.slow  # every test is a whole command or two
 SEEDS, EVALUATIONS = (0, 1), 7
 
 

@@ -27,6 +27,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_a_mixture_is_told_beside_the_best_method_alone(
     benchmark: Callable[[str], ModuleType], tiny_family: Callable[[str], TinyFamily], tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ from tests.test_cli import document, refuse, run
 from tests.tiny_runs import TinyRun, write_recipe
 
 
+pytestmark = pytest.mark.slow  # every test is a whole command or two
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("measured") / "run"))

@@ -61,8 +61,15 @@ def neighbours(evaluator: Evaluator, count: int) -> list[Configuration]:
     return walk
 
 
-@pytest.mark.parametrize("limit_bytes", [10**9, 50_000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "limit_bytes"),
+    [
+        (torch.float32, 10**9),
+        (torch.bfloat16, 50_000),
+        pytest.param(torch.bfloat16, 10**9, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 50_000, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("granularity", ["type-stage", "layer", "type-layer"])
 @pytest.mark.parametrize("layout", ["bert", "gpt2", "vit"])
 def test_kept_states_change_no_bit_of_the_logits(

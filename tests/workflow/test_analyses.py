@@ -40,6 +40,7 @@ from tests.tiny_runs import ROUTER, SEARCH, TinyRun
 
 
 Families = Callable[[str], TinyFamily]
+pytestmark = pytest.mark.slow  # every test is a whole command or two
 
 
 def measured_run(document: dict[str, Any], folder: Path) -> Path:

@@ -36,6 +36,7 @@ from tests.tiny_runs import TinyRun
 Families = Callable[[str], TinyFamily]
 SMALL = {"validation_rows": 20}
 DYNAMIC = ("EMR-Merging", "Twin-Merging")
+pytestmark = pytest.mark.slow  # every test is a whole command or two
 
 
 def _rows(comparison: Comparison) -> dict[str, Row]:

@@ -1,5 +1,6 @@
 """Runs beside a comparison are of the same checkpoints and rows, or refused with what differs."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,9 +30,11 @@ def test_a_run_comes_with_its_front_and_test_table(tiny_run: TinyRun, measured: 
     assert _read(tiny_run.recipe, []) == ([], [])
 
 
-def test_a_run_that_was_not_measured_is_refused(tiny_run: TinyRun) -> None:
+def test_a_run_that_was_not_measured_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    # A copy: the run itself is every test's, and some other may have measured it by now.
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns(REPORT_FILE))
     with pytest.raises(RunFolderError, match=r"was not measured on test rows. Run: hf-merge report"):
-        _read(tiny_run.recipe, [tiny_run.folder])
+        _read(tiny_run.recipe, [folder])
 
 
 def test_a_run_counts_once(tiny_run: TinyRun, measured: Path) -> None:

@@ -99,6 +99,7 @@ def test_adapters_are_refused(tiny_adapters: Callable[[str, str], TinyFamily], t
         gathered(project, MethodSpec.resolve("fisher"), tmp_path / "kept", progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
 def test_a_search_gathers_once_and_its_members_are_what_it_scored(
     tiny_family: Families, tmp_path: Path, method: str
@@ -122,6 +123,7 @@ def test_a_search_gathers_once_and_its_members_are_what_it_scored(
     assert search(recipe, tmp_path / "again", progress=False) == front
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
     settings = {"evaluations": 5, "population": 4, "validation_rows": 10}
     merge_section = {"methods": [{"name": "regmean", "rows": 4}]}

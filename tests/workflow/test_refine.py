@@ -23,6 +23,7 @@ from tests.workflow.test_build import require_the_logits_of_the_search
 
 Families = Callable[[str], TinyFamily]
 SETTINGS = {"rows": 8.0, "epochs": 3.0}
+pytestmark = pytest.mark.slow  # every test is a whole command or two
 
 
 @pytest.fixture

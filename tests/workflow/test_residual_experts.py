@@ -176,7 +176,14 @@ def test_an_interrupted_search_continues_to_the_same_front(
     assert (cut / "front.json").read_bytes() == (searched / "front.json").read_bytes()
 
 
-@pytest.mark.parametrize(("layout", "kind"), [("bert", "ia3"), ("gpt2", "lora"), ("llama", "speaker")])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        ("bert", "ia3"),
+        pytest.param("gpt2", "lora", marks=pytest.mark.slow),
+        pytest.param("llama", "speaker", marks=pytest.mark.slow),
+    ],
+)
 def test_the_default_preset_searches_adapters_and_language_models(
     tiny_adapters: Callable[[str, str], TinyFamily],
     tiny_speakers: Callable[[str], SpeakingFamily],
