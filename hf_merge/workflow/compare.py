@@ -43,8 +43,7 @@ from hf_merge.workflow.memory import PeakMemory
 from hf_merge.workflow.multitask import Multitask, open_multitask
 from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.report import as_routed
-from hf_merge.workflow.routing import Routing, routing_of
+from hf_merge.workflow.routing import Routing, as_routed, routing_of
 from hf_merge.workflow.run_folder import GATHERED_FOLDER
 
 

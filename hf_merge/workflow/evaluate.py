@@ -24,7 +24,7 @@ from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import Member
 from hf_merge.storing.results import Scores
 from hf_merge.workflow.project import load_test_rows
-from hf_merge.workflow.report import as_routed
+from hf_merge.workflow.routing import as_routed
 from hf_merge.workflow.run_folder import RECIPE_FILE
 
 

@@ -22,14 +22,12 @@ from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.plots import plot_front
 from hf_merge.storing.results import Report, Scores
-from hf_merge.workflow.build import ROUTER_FILE, read_router
+from hf_merge.workflow.build import ROUTER_FILE
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_test_rows, open_project, task_runs
+from hf_merge.workflow.routing import as_routed, read_routing
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run, require_same_weights
 from hf_merge.workflow.summary import draw_search
-
-
-_NOBODY = -1
 
 
 def report(run: Path, *, progress: bool = True, access: hub.Access = hub.AS_USUAL) -> Report:
@@ -57,13 +55,6 @@ def require_built(run: Path, front: Front) -> None:
         )
 
 
-def as_routed(answers: NDArray[np.generic], own: NDArray[np.bool_]) -> NDArray[np.generic]:
-    """Returns a task's predictions [rows] as scored under routing: only rows in `own` met the task's own head."""
-    if np.issubdtype(answers.dtype, np.floating):
-        return np.where(own, answers, answers[own].mean() if own.any() else 0.0)
-    return np.where(own, answers, _NOBODY)
-
-
 class _Measurement:
     """The test rows of a run, ready to score any configuration of its front."""
 
@@ -74,12 +65,8 @@ class _Measurement:
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
         self._evaluator = Evaluator(new_builder(project, run, front), runs, DTYPES[project.recipe.search.dtype])
-        # A language model's batches hold prompts, and the router sees the rows as they came.
-        self._seen = {
-            task: part.batches if project.heads[task].wording is None else reader.batches(rows[task])
-            for task, part in runs.items()
-        }
-        self._own = self._routed_rows(run)
+        routing = read_routing(project, rows, runs, reader, run)
+        self._own = {task: routing.own(task) for task in runs}
         self._answers: dict[tuple[str, Chain], NDArray[np.generic]] = {}
 
     def report(self) -> Report:
@@ -136,16 +123,3 @@ class _Measurement:
     def _chains(self, point: FrontPoint) -> dict[str, Chain]:
         builder = self._evaluator.builder
         return {task: builder.chain(configuration_of(point, builder), task) for task in self._front.tasks}
-
-    def _routed_rows(self, run: Path) -> dict[str, NDArray[np.bool_]]:
-        """Returns which test rows of each task the router sends to that task, [rows] bool."""
-        if len(self._front.tasks) == 1:
-            return {task: np.ones(len(labels), dtype=bool) for task, labels in self._labels.items()}
-        router, eyes = read_router(run, self._project)
-        own = {}
-        for index, (task, part) in enumerate(self._evaluator.runs.items()):
-            routed = np.empty(len(part.labels), dtype=np.int64)
-            for batch in self._seen[task]:
-                routed[batch.rows] = router.route(eyes.pooled(batch.inputs)).numpy()
-            own[task] = routed == index
-        return own

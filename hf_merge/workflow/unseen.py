@@ -36,6 +36,7 @@ from hf_merge.workflow.build import read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.findings import Unseen, UnseenRow
 from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_test_rows, open_project, task_runs
+from hf_merge.workflow.routing import router_scores
 
 
 CHEAPEST, BEST_SEEN, BEST_UNSEEN = "cheapest", "best on validation rows", "best on unseen rows, chosen by them"
@@ -135,12 +136,10 @@ class _Hosting:
     def _routes(self, project: Project, run: Path) -> dict[str, NDArray[np.int64]]:
         """Returns to which seen task the router sends each row, [rows] int64, by unseen task."""
         router, eyes = read_router(run, project)
-        found = {}
-        for task, part in self._own.items():
-            found[task] = np.empty(len(part.labels), dtype=np.int64)
-            for batch in part.batches:
-                found[task][batch.rows] = router.route(eyes.pooled(batch.inputs)).numpy()
-        return found
+        return {
+            task: router_scores(router, eyes, part.batches, len(part.labels)).argmax(dim=1).numpy()
+            for task, part in self._own.items()
+        }
 
     def _split(self, task: TaskSpec) -> dict[str, tuple[NDArray[np.int64], TaskRun]]:
         """Returns an unseen task's rows by the seen task that answers them: their places, and how they are run."""

@@ -3,21 +3,14 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hf_merge.errors import RunFolderError
-from hf_merge.searching.metrics import score
 from hf_merge.storing import results
 from hf_merge.storing.results import Report
-from hf_merge.workflow.report import as_routed, report
+from hf_merge.workflow.report import report
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, SEARCH_PLOT_FILE
 from tests.tiny_runs import TinyRun
-
-
-ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), min_size=1, max_size=30)
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +22,6 @@ def run(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(run: Path) -> Report:
     return report(run, progress=False)
-
-
-@given(ROWS)
-def test_a_row_that_was_sent_elsewhere_counts_as_wrong(rows: list[tuple[int, int, bool]]) -> None:
-    answers, labels, own = (np.array(column) for column in zip(*rows, strict=True))
-    expected = float(np.mean((answers == labels) & own))
-    assert score("accuracy", as_routed(answers, own.astype(bool)), labels) == pytest.approx(expected)
-
-
-@given(ROWS)
-def test_a_row_of_a_regression_that_was_sent_elsewhere_says_nothing(rows: list[tuple[int, int, bool]]) -> None:
-    answers, _, own = (np.array(column) for column in zip(*rows, strict=True))
-    own, values = own.astype(bool), answers.astype(np.float32)
-    routed = as_routed(values, own)
-    assert np.array_equal(routed[own], values[own])
-    assert np.allclose(routed[~own], values[own].mean() if own.any() else 0.0)
-    assert np.isfinite(routed).all()
-
-
-def test_with_every_row_routed_right_nothing_changes() -> None:
-    answers, own = np.array([2, 0, 1]), np.ones(3, dtype=bool)
-    assert np.array_equal(as_routed(answers, own), answers)
 
 
 def test_the_table_holds_fine_tunes_controls_and_front_once(tiny_run: TinyRun, found: Report) -> None:

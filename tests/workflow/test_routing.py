@@ -5,17 +5,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_merge.recipe import Recipe
+from hf_merge.searching.metrics import score
 from hf_merge.workflow.build import read_router
 from hf_merge.workflow.project import Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.routing import Routing, routing_of
+from hf_merge.workflow.routing import Routing, as_routed, routing_of
 from tests.tiny_models import TinyFamily
 
 
 Families = Callable[[str], TinyFamily]
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), min_size=1, max_size=30)
 ROUTER = {"rows_per_task": 30, "epochs": 3}
 
 
@@ -72,3 +77,25 @@ def test_a_router_is_kept_until_something_that_decides_it_changes(project: Proje
     (tmp_path / "router.json").unlink()  # as if it had been stopped before the report was written
     _route(replace(project, recipe=seeded), tmp_path)
     assert written() > second
+
+
+@given(ROWS)
+def test_a_row_that_was_sent_elsewhere_counts_as_wrong(rows: list[tuple[int, int, bool]]) -> None:
+    answers, labels, own = (np.array(column) for column in zip(*rows, strict=True))
+    expected = float(np.mean((answers == labels) & own))
+    assert score("accuracy", as_routed(answers, own.astype(bool)), labels) == pytest.approx(expected)
+
+
+@given(ROWS)
+def test_a_row_of_a_regression_that_was_sent_elsewhere_says_nothing(rows: list[tuple[int, int, bool]]) -> None:
+    answers, _, own = (np.array(column) for column in zip(*rows, strict=True))
+    own, values = own.astype(bool), answers.astype(np.float32)
+    routed = as_routed(values, own)
+    assert np.array_equal(routed[own], values[own])
+    assert np.allclose(routed[~own], values[own].mean() if own.any() else 0.0)
+    assert np.isfinite(routed).all()
+
+
+def test_with_every_row_routed_right_nothing_changes() -> None:
+    answers, own = np.array([2, 0, 1]), np.ones(3, dtype=bool)
+    assert np.array_equal(as_routed(answers, own), answers)
