@@ -78,7 +78,10 @@ class Place:
 
 THIRD_PARTIES = {
     "accelerate": Place(inside=("modeling.assembly",), loading=("searching.ranks",)),
-    "datasets": Place(loading=("searching.columns", "searching.media", "searching.tasks", "searching.metrics")),
+    "datasets": Place(
+        inside=("searching.splits",),
+        loading=("searching.columns", "searching.media", "searching.tasks", "searching.metrics"),
+    ),
     "evaluate": Place(loading=("searching.tasks", "searching.metrics")),
     "huggingface_hub": Place(loading=("storing.hub*", "storing.card*", "serving.saving")),
     "jinja2": Place(loading=("storing.markdown",)),

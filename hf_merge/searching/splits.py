@@ -1,8 +1,9 @@
-"""Splits: where a task's data come from, and which of their splits serves for what."""
+"""Splits: where a task's data come from, and which of their splits, or slices of these, serves for what."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hf_merge.errors import DatasetError, nearest
 from hf_merge.recipe import TaskSpec
@@ -39,40 +40,99 @@ def check_source(spec: TaskSpec) -> None:
         raise DatasetError(f"{place}: '{path}' does not read data_files.{nearest(path, BUILDERS)}")
 
 
-def splits_by_role(spec: TaskSpec, available: Collection[str], roles: Collection[str] = ROLES) -> dict[str, str]:
-    """Returns the split of each role: `test` always, `validation` and `train` where there are such splits.
+@dataclass(frozen=True)
+class Part:
+    """A split, or a slice of one.
 
-    `data.splits` renames; a split that it gives to one role is no longer there for the role of its own name.
+    Attributes:
+        name: As a recipe writes it: `train`, or `train[:80%]`.
+        split: The split.
+        rows: Its rows, in their order.
+    """
+
+    name: str
+    split: str
+    rows: range
+
+    def meets(self, other: "Part") -> bool:
+        """Returns whether a row is in both."""
+        return self.split == other.split and max(self.rows.start, other.rows.start) < min(
+            self.rows.stop, other.rows.stop
+        )
+
+
+def splits_by_role(spec: TaskSpec, sizes: Mapping[str, int], roles: Collection[str] = ROLES) -> dict[str, Part]:
+    """Returns the rows of each role: `test` always, `validation` and `train` where there are such splits.
+
+    `data.splits` renames; a split of which it gives rows to one role is no longer there for the role of its own name.
 
     Args:
         spec: The task as the recipe names it.
-        available: The splits that there are.
+        sizes: The splits that there are, and the number of their rows.
         roles: Those that are wanted, `test` among them.
 
     Raises:
-        DatasetError: The test split or a renamed one is not there, one has two roles, or there is nothing but `test`.
+        DatasetError: The test split or a renamed one is not there, a slice cannot be read, two roles share rows, or
+            there is nothing but `test`.
     """
-    renamed = {str(role): split for role, split in spec.data.splits.items()}
-    names = {role: renamed.get(role, role) for role in ROLES}
+    renamed = {str(role): _part(spec, str(role), name, sizes) for role, name in spec.data.splits.items()}
     found = {}
     for role in roles:
-        name = names[role]
-        elsewhere = [other for other, given in renamed.items() if given == name and other != role]
-        if name in available and not elsewhere:
-            found[role] = name
+        part = renamed[role] if role in renamed else _part(spec, role, role, sizes)
+        elsewhere = [
+            (other, given)
+            for other, given in renamed.items()
+            if part is not None and given is not None and other != role and given.meets(part)
+        ]
+        if part is not None and not elsewhere:
+            found[role] = part
         elif role == "test" or role in renamed:
-            why = f"data.splits gives it to '{elsewhere[0]}'" if elsewhere else "it is not there"
-            raise DatasetError(
-                f"Task '{spec.name}': no split '{name}' for the role '{role}': {why}. Name another, as in "
-                f"data.splits: {{{role}: SPLIT}}.{nearest(name, available)}"
-            )
+            raise _lacking(spec, role, sizes, elsewhere)
     if len(found) == 1 < len(roles):
         raise DatasetError(
-            f"Task '{spec.name}': split '{found['test']}' is there to test with, but neither a 'validation' nor a "
-            "'train' split to search with. Name one under data.data_files or data.splits. "
-            f"Known: {', '.join(sorted(available))}."
+            f"Task '{spec.name}': split '{found['test'].name}' is there to test with, but neither a 'validation' nor "
+            "a 'train' split to search with. Name one under data.data_files or data.splits, where a slice will do. "
+            f"Known: {', '.join(sorted(sizes))}."
         )
     return found
+
+
+def _part(spec: TaskSpec, role: str, name: str, sizes: Mapping[str, int]) -> Part | None:
+    """Returns the rows that a name stands for; None where there is no such split.
+
+    Raises:
+        DatasetError: What follows the split's name is no slice.
+    """
+    split, bracket, _ = name.partition("[")
+    if split not in sizes:
+        return None
+    if not bracket:
+        return Part(name, split, range(sizes[split]))
+    from datasets import ReadInstruction
+
+    try:
+        read = ReadInstruction.from_spec(name).to_absolute(dict(sizes))
+    except (ValueError, AssertionError):
+        read = []
+    if len(read) != 1:
+        raise DatasetError(
+            f"Task '{spec.name}': data.splits.{role} is '{name}', which is not one slice of one split. Write it as "
+            f'datasets do: "{split}[:80%]", "{split}[80%:]" or "{split}[100:200]".'
+        )
+    return Part(name, split, range(read[0].from_, max(read[0].from_, read[0].to)))
+
+
+def _lacking(
+    spec: TaskSpec, role: str, sizes: Mapping[str, int], elsewhere: Sequence[tuple[str, Part]]
+) -> DatasetError:
+    """Returns the complaint that a role has no rows: its split is not there, or serves another role."""
+    name, why = spec.data.splits.get(cast(Any, role), role), "it is not there"
+    for other, part in elsewhere[:1]:
+        why = f"data.splits gives {'it' if part.name == name else f'rows of it, as {part.name!r},'} to '{other}'"
+    return DatasetError(
+        f"Task '{spec.name}': no split '{name}' for the role '{role}': {why}. Name another, as in "
+        f'data.splits: {{{role}: SPLIT}}, or a part of one: {{{role}: "SPLIT[90%:]"}}.{nearest(name, sizes)}'
+    )
 
 
 def data_origin(spec: TaskSpec) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hf_merge.searching.columns import read_answers, refuse_missing, refuse_othe
 from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
 from hf_merge.searching.media import Reading, reason_of, with_images, with_sounds
 from hf_merge.searching.metrics import is_regression_metric
-from hf_merge.searching.splits import BUILDERS, ROLES, check_source, splits_by_role
+from hf_merge.searching.splits import BUILDERS, ROLES, Part, check_source, splits_by_role
 from hf_merge.storing import disk
 from hf_merge.storing.sounds import Sound
 
@@ -99,7 +99,8 @@ def load_task(
     The test rows are the whole `test` split; the search rows are drawn from `validation`, the router's from `train`.
     Where one of these two is missing, both draw from the other: the search its `validation_rows`, the router from the
     rest; where the rest is less than a quarter of the split (and than `router_rows`), each gets half of the split. A
-    split that `data.splits` gives to one role (`{test: validation}`) is not there for the role of its own name.
+    split that `data.splits` gives to one role (`{test: validation}`, or a slice, `{test: "train[90%:]"}`) is not there
+    for the role of its own name.
 
     Search rows that equal a test row are left out, and so are router rows that equal a search or a test row (the same
     text and pair, or the same pixels); how many is logged.
@@ -147,8 +148,8 @@ def _opened(spec: TaskSpec, roles: Sequence[str], head: tuple[int, tuple[str, ..
             "output (num_labels 1, a regression). Choose pearson_spearman."
         )
     available = _load(spec)
-    named = splits_by_role(spec, available, roles).items()
-    return {role: _Source.open(spec, split, available[split], head) for role, split in named}
+    parts = splits_by_role(spec, {split: len(rows) for split, rows in available.items()}, roles)
+    return {role: _Source.open(spec, part, available[part.split], head) for role, part in parts.items()}
 
 
 _Content = tuple[Any, ...]  # of one row: (text,), (text, pair), (image,) or (sound,)
@@ -156,7 +157,7 @@ _Content = tuple[Any, ...]  # of one row: (text,), (text, pair), (image,) or (so
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """A split whose columns are checked and whose labels are encoded; `place` names it in messages."""
+    """A split or slice whose columns are checked and whose labels are encoded; `place` names it in messages."""
 
     place: str
     data: "datasets.Dataset"
@@ -170,12 +171,13 @@ class _Source:
 
     @classmethod
     def open(
-        cls, spec: TaskSpec, split: str, data: "datasets.Dataset", head: tuple[int, tuple[str, ...] | None]
+        cls, spec: TaskSpec, part: Part, split: "datasets.Dataset", head: tuple[int, tuple[str, ...] | None]
     ) -> Self:
-        """Returns the split after checking everything but pixels and samples."""
-        place = f"Task '{spec.name}', split '{split}'"
-        if not len(data):
+        """Returns the rows after checking everything but pixels and samples."""
+        place = f"Task '{spec.name}', split '{part.name}'"
+        if not part.rows:
             raise DatasetError(f"{place}: it has no rows. Give at least one.")
+        data = split.select(part.rows)
         named = (spec.data.text, spec.data.text_pair, spec.data.image, spec.data.audio)
         columns = tuple(column for column in named if column is not None)
         for column in columns:

@@ -1,13 +1,15 @@
-"""Sources and splits: which split serves for what, and mistakes that are found without asking the Hub."""
+"""Sources and splits: which split or slice serves for what, and mistakes that are found without asking the Hub."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_merge.errors import DatasetError
 from hf_merge.recipe import TaskSpec
-from hf_merge.searching.splits import check_source, data_origin, splits_by_role
+from hf_merge.searching.splits import Part, check_source, data_origin, splits_by_role
 
 
 def task(**data: Any) -> TaskSpec:
@@ -33,7 +35,61 @@ ALL = ("train", "validation", "test")
     ],
 )
 def test_roles_find_their_splits(available: tuple[str, ...], splits: Any, expected: dict[str, str]) -> None:
-    assert splits_by_role(task(path="org/data", splits=splits), available) == expected
+    found = splits_by_role(task(path="org/data", splits=splits), dict.fromkeys(available, 50))
+    assert found == {role: Part(name, name, range(50)) for role, name in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": "train[:80%]", "test": "train[80%:]"}, {"test": range(40, 50), "train": range(40)}),
+        (
+            {"train": "train[:-20]", "validation": "train[-20:-10]", "test": "train[-10:]"},
+            {"test": range(40, 50), "validation": range(30, 40), "train": range(30)},
+        ),
+        ({"test": "test[:300]"}, {"test": range(7), "train": range(50)}),
+        ({"test": "train[10:20]", "train": "train[20:]"}, {"test": range(10, 20), "train": range(20, 50)}),
+        ({"test": "train[30:]", "train": "train[5:2]"}, {"test": range(30, 50), "train": range(5, 5)}),
+    ],
+)
+def test_a_slice_is_read_as_datasets_read_it(splits: Any, expected: dict[str, range]) -> None:
+    spec = task(path="org/data", splits=splits)
+    found = splits_by_role(spec, {"train": 50, "test": 7})
+    assert {role: part.rows for role, part in found.items()} == expected
+    assert all(found[role].name == name for role, name in splits.items())
+
+
+@given(st.integers(0, 300), st.integers(0, 100))
+def test_two_slices_cut_at_one_place_hold_every_row_once(rows: int, percent: int) -> None:
+    spec = task(path="org/data", splits={"train": f"all[:{percent}%]", "test": f"all[{percent}%:]"})
+    found = splits_by_role(spec, {"all": rows})
+    assert [*found["train"].rows, *found["test"].rows] == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"test": "train[:80"}, r"data.splits.test is 'train\[:80', which is not one slice.*\"train\[80%:\]\""),
+        ({"test": "train[:150%]"}, "which is not one slice of one split"),
+        ({"test": "train[:5]+test[:2]"}, "which is not one slice of one split"),
+        ({"validation": "dev[:5]"}, r"no split 'dev\[:5\]' for the role 'validation': it is not there"),
+        (
+            {"test": "train[40:]", "train": "train[:41]"},
+            r"'train\[40:\]' for the role 'test': data.splits gives rows of it, as 'train\[:41\]', to 'train'",
+        ),
+        ({"test": "train[40:]", "validation": "train"}, "gives rows of it, as 'train', to 'validation'"),
+    ],
+)
+def test_slices_that_cannot_be_had_are_named(splits: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=f"(?s)Task 'sst2': .*{message}"):
+        splits_by_role(task(path="org/data", splits=splits), {"train": 50, "test": 7})
+
+
+def test_a_split_that_lends_the_test_rows_is_not_searched_with_unasked() -> None:
+    spec = task(path="org/data", splits={"test": "train[90%:]"})
+    with pytest.raises(DatasetError, match=r"'train\[90%:\]' is there to test with, but neither.*a slice will do"):
+        splits_by_role(spec, {"train": 50})
+    assert splits_by_role(spec, {"train": 50}, ("test",))["test"].rows == range(45, 50)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +109,7 @@ def test_roles_find_their_splits(available: tuple[str, ...], splits: Any, expect
 )
 def test_splits_that_are_not_there_are_named(available: tuple[str, ...], splits: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=f"(?s)Task 'sst2': .*{message}"):
-        splits_by_role(task(path="org/data", splits=splits), available)
+        splits_by_role(task(path="org/data", splits=splits), dict.fromkeys(available, 50))
 
 
 def test_missing_file_is_named_with_the_folder_it_was_looked_for_in(

@@ -141,6 +141,17 @@ def test_a_renamed_split_serves_one_role_only(three: dict[str, Path]) -> None:
     assert all(text.startswith("train") for text in data.search.texts + data.router.texts)
 
 
+def test_a_split_alone_serves_all_roles_in_slices(three: dict[str, Path]) -> None:
+    slices = {"train": "train[:50%]", "validation": "train[20:30]", "test": "train[-25%:]"}
+    data = load(spec({"train": three["train"]}, splits=slices), validation_rows=10)
+    assert numbers(data.router) == list(range(20))
+    assert numbers(data.search) == list(range(20, 30))
+    assert numbers(data.test) == list(range(30, 40))
+    assert data.test.labels.tolist() == [index % 2 for index in range(30, 40)]
+    with pytest.raises(DatasetError, match=r"split 'train\[40:\]': it has no rows"):
+        load(spec({"train": three["train"]}, splits=slices | {"validation": "train[40:]"}))
+
+
 def test_pairs_are_read(folder: Path) -> None:
     files = {
         split: parquet(folder / f"{split}.parquet", text=["x", "x"], other=[f"{split}1", f"{split}2"], label=[0, 1])
