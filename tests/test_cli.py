@@ -20,7 +20,7 @@ from hf_merge import __version__
 from hf_merge.cli import app
 from hf_merge.storing.durable import Journal
 from hf_merge.workflow.report import report as measure
-from tests.tiny_runs import TinyRun, write_recipe
+from tests.tiny_runs import TinyRun, copied_run, write_recipe
 
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +53,12 @@ def document(result: Result) -> Any:
 # What works
 
 
+@pytest.fixture(scope="module")
+def own_run(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Returns a copy of the run: a report is written into its folder."""
+    return copied_run(tiny_run, tmp_path_factory.mktemp("own"))
+
+
 def test_results_are_on_stdout_and_messages_on_stderr(tiny_run: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = run("search", tiny_run.recipe_file, "--out", out, "--json")
@@ -69,21 +75,21 @@ def test_results_are_on_stdout_and_messages_on_stderr(tiny_run: TinyRun, tmp_pat
     refuse(run("predict", out, "--budget", 0.01, "the small cat"), "No configuration fits the budget 0.01")
 
 
-def test_every_command_prints_text_for_people(tiny_run: TinyRun) -> None:
+def test_every_command_prints_text_for_people(own_run: TinyRun) -> None:
     for words in (
-        ["plan", tiny_run.recipe_file], ["show", tiny_run.folder], ["show", tiny_run.members[0]],
-        ["predict", tiny_run.folder, "the small cat"], ["eval", tiny_run.folder], ["report", tiny_run.folder],
+        ["plan", own_run.recipe_file], ["show", own_run.folder], ["show", own_run.members[0]],
+        ["predict", own_run.folder, "the small cat"], ["eval", own_run.folder], ["report", own_run.folder],
     ):  # fmt: skip
         found = run(*words)
         assert found.exit_code == 0, (words, found.stderr, found.exception)
         assert found.stdout.strip()
 
 
-def test_every_command_prints_one_json_document(tiny_run: TinyRun) -> None:
-    assert document(run("plan", tiny_run.recipe_file, "--json"))["parameters"] == tiny_run.front.parameters
-    assert document(run("show", tiny_run.members[0], "--json"))["id"] == tiny_run.members[0].name
-    assert len(document(run("report", tiny_run.folder, "--json"))["rows"]) == 1 + len(tiny_run.members)
-    assert document(run("eval", tiny_run.folder, "--budget", "1.0", "--json"))["role"] == "member"
+def test_every_command_prints_one_json_document(own_run: TinyRun) -> None:
+    assert document(run("plan", own_run.recipe_file, "--json"))["parameters"] == own_run.front.parameters
+    assert document(run("show", own_run.members[0], "--json"))["id"] == own_run.members[0].name
+    assert len(document(run("report", own_run.folder, "--json"))["rows"]) == 1 + len(own_run.members)
+    assert document(run("eval", own_run.folder, "--budget", "1.0", "--json"))["role"] == "member"
 
 
 def test_a_search_ends_with_its_front_and_how_it_went(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -131,9 +137,9 @@ def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:
     assert size["label"] is None
 
 
-def test_eval_and_report_agree_about_a_member(tiny_run: TinyRun) -> None:
-    rows = {row.id: row for row in measure(tiny_run.folder, progress=False).rows}
-    scores = document(run("eval", tiny_run.members[0], "--json"))
+def test_eval_and_report_agree_about_a_member(own_run: TinyRun) -> None:
+    rows = {row.id: row for row in measure(own_run.folder, progress=False).rows}
+    scores = document(run("eval", own_run.members[0], "--json"))
     expected = rows[scores["id"]]
     assert scores["oracle_scores"] == pytest.approx(dict(expected.oracle_scores))
     assert scores["routed_scores"] == pytest.approx(dict(expected.routed_scores))
