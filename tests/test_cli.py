@@ -321,8 +321,9 @@ def test_rows_that_cannot_be_used_are_refused(
         (None, "Cannot read the recipe"),
         ("a: [", "is no valid YAML"),
         ("base: {model: x}\nbase: {model: y}", "the key 'base' is given twice"),
-        ("- 1", "holds list where a mapping"),
-        ("", "holds NoneType"),
+        ("- 1", "holds a list where a mapping"),
+        ("", "holds nothing where a mapping"),
+        ("a: x[:5]: y", "Quote values that hold brackets or a colon."),
         ("base: {model: x}", "tasks: is missing"),
     ],
 )

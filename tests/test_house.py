@@ -92,7 +92,7 @@ THIRD_PARTIES = {
         loading=("modeling.inputs", "searching.media", "searching.tasks"), inside=("workflow*", "cli", "serving.model")
     ),
     "pydantic": Place(loading=("recipe*",)),
-    "pydantic_core": Place(loading=("recipe",)),
+    "pydantic_core": Place(loading=("recipe.faults",)),
     "pymoo": Place(loading=("searching.nsga2", "searching.pareto")),
     "safetensors": Place(loading=("storing.*", "serving.router")),
     "scipy": Place(loading=("searching.*",), inside=("merging.codecs.lowrank",)),

@@ -6,14 +6,14 @@ known name.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hf_merge.errors import RecipeError, nearest
 from hf_merge.recipe.data import NAME, DataSpec, Section
+from hf_merge.recipe.faults import faults
 from hf_merge.recipe.merging import MergeSpec, settings_of
 from hf_merge.recipe.presets import DEFAULT_PRESET, MERGE_PRESETS, PRESETS
 
@@ -25,6 +25,7 @@ __all__ = [
 
 METRICS = ("accuracy", "matthews", "f1", "pearson_spearman", "exact_match")
 MAX_RECIPE_BYTES = 1 << 20
+_OPTIONAL = ("merge", "search", "router")
 
 
 class BaseSpec(Section):
@@ -140,7 +141,14 @@ class RouterSpec(Section):
     rows_per_task: int = Field(default=1000, ge=2)
     epochs: int = Field(default=30, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0, lt=1)
-    layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = "auto"
+    layers: int | Literal["auto", "all"] = "auto"
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _known_layers(cls, layers: object) -> object:
+        if layers in ("auto", "all") or (isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0):
+            return layers
+        raise ValueError("should be a number of blocks, 0 or more, or 'auto' or 'all'")
 
 
 class Recipe(Section):
@@ -155,7 +163,11 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _merge_of_the_preset(cls, given: object) -> object:
-        if not isinstance(given, dict) or not isinstance(given.get("search", {}), dict):
+        if not isinstance(given, dict):
+            return given
+        # A section whose lines are all comments is there, with nothing in it.
+        given = {key: value for key, value in given.items() if value is not None or key not in _OPTIONAL}
+        if not isinstance(given.get("search", {}), dict):
             return given
         merge, preset = given.get("merge", {}), given.get("search", {}).get("preset", DEFAULT_PRESET)
         if isinstance(merge, dict) and isinstance(preset, str) and preset in MERGE_PRESETS:
@@ -189,7 +201,8 @@ class Recipe(Section):
         try:
             document = yaml.load(text, Loader=_UniqueKeyLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+            hint = ". Quote values that hold brackets or a colon" if isinstance(error, yaml.MarkedYAMLError) else ""
+            raise RecipeError(f"{path} is no valid YAML: {' '.join(str(error).split())}{hint}.") from error
         return cls.parse(document, str(path))
 
     @classmethod
@@ -200,13 +213,12 @@ class Recipe(Section):
             RecipeError: The document breaks a rule; every broken rule is listed.
         """
         if not isinstance(document, dict):
-            raise RecipeError(
-                f"{origin} holds {type(document).__name__} where a mapping with 'base' and 'tasks' is needed."
-            )
+            what = "nothing" if document is None else f"a {type(document).__name__}"
+            raise RecipeError(f"{origin} holds {what} where a mapping with 'base' and 'tasks' is needed.")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            lines = "\n  ".join(_explain(detail, document) for detail in error.errors())
+            lines = "\n  ".join(faults(error, cls))
             raise RecipeError(f"The recipe {origin} cannot be used:\n  {lines}") from error
 
     def dump(self) -> str:
@@ -236,30 +248,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key if isinstance(key, str) else None)
         return super().construct_mapping(node, deep)
-
-
-def _explain(detail: ErrorDetails, document: dict[Any, Any]) -> str:
-    """Returns one line for one broken rule: its place, what is wrong, the nearest known key for an unknown one."""
-    place = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{place}: unknown setting.{nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"
-    if detail["type"] == "missing":
-        return f"{place}: is missing"
-    given = detail.get("input")
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, dict | list | tuple | BaseModel) else f" (got {given!r})"
-    return f"{place}: {message}{shown}"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Returns the keys that the section at `location` knows."""
-    sections: dict[str, type[BaseModel]] = {
-        "base": BaseSpec, "data": DataSpec, "tasks": TaskSpec, "merge": MergeSpec, "search": SearchSpec,
-        "router": RouterSpec,
-    }  # fmt: skip
-    named = [part for part in location if isinstance(part, str)]
-    section = sections.get(named[-1], Recipe) if named else Recipe
-    return list(section.model_fields)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """A task's data as a recipe describes them: where the rows are, which columns are used, how they are put in words."""
 
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, Wording, default_template, find_fault
 
 
+_SPLIT = re.compile(r"[^\[\]+]+(?:\[(?:-?\d+%?)?:(?:-?\d+%?)?\])?")  # or a slice of one, as `datasets` write it
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # of tasks and components
 
 
@@ -20,9 +22,10 @@ class DataSpec(Section):
     """Where a task's rows are and which columns they use.
 
     `path` is a data set id on the Hub, or a builder (`parquet`, `csv`, `json`) with `data_files` per split. `splits`
-    renames splits: `{validation: validation_matched}`. A text task names `text` (and `text_pair`), an image task names
-    `image`, a task of sounds names `audio`. A task of a generative model adds `answers` (the options in label order)
-    or `target` (the column of what the model is to write, in `max_new_tokens`), and perhaps a `template`.
+    renames splits, `{validation: validation_matched}`, or takes slices of them, `{test: "train[90%:]"}`. A text task
+    names `text` (and `text_pair`), an image task names `image`, a task of sounds names `audio`. A task of a generative
+    model adds `answers` (the options in label order) or `target` (the column of what the model is to write, in
+    `max_new_tokens`), and perhaps a `template`.
     """
 
     path: str = Field(min_length=1)
@@ -50,6 +53,17 @@ class DataSpec(Section):
             tokens = DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
         template = default_template(self.text_pair is not None) if self.template is None else self.template
         return Wording(template, self.answers, tokens)
+
+    @field_validator("splits")
+    @classmethod
+    def _one_slice_each(cls, splits: dict[str, str]) -> dict[str, str]:
+        for role, name in splits.items():
+            if not _SPLIT.fullmatch(name):
+                raise ValueError(
+                    f"'{name}', for {role}, is neither a split nor one slice of a split, as in \"train[:80%]\", "
+                    '"train[80%:]" or "train[100:200]"'
+                )
+        return splits
 
     @model_validator(mode="after")
     def _words_that_fit(self) -> "DataSpec":

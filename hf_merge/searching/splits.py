@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hf_merge.errors import DatasetError, nearest
 from hf_merge.recipe import TaskSpec
@@ -54,11 +54,11 @@ class Part:
     split: str
     rows: range
 
-    def meets(self, other: "Part") -> bool:
-        """Returns whether a row is in both."""
-        return self.split == other.split and max(self.rows.start, other.rows.start) < min(
-            self.rows.stop, other.rows.stop
-        )
+    def shared(self, other: "Part") -> range:
+        """Returns the rows of the split that are in both."""
+        if self.split != other.split:
+            return range(0)
+        return range(max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop))
 
 
 def splits_by_role(spec: TaskSpec, sizes: Mapping[str, int], roles: Collection[str] = ROLES) -> dict[str, Part]:
@@ -82,12 +82,12 @@ def splits_by_role(spec: TaskSpec, sizes: Mapping[str, int], roles: Collection[s
         elsewhere = [
             (other, given)
             for other, given in renamed.items()
-            if part is not None and given is not None and other != role and given.meets(part)
+            if part is not None and given is not None and other != role and part.shared(given)
         ]
         if part is not None and not elsewhere:
             found[role] = part
         elif role == "test" or role in renamed:
-            raise _lacking(spec, role, sizes, elsewhere)
+            raise _fault(spec, role, part, elsewhere, sizes)
     if len(found) == 1 < len(roles):
         raise DatasetError(
             f"Task '{spec.name}': split '{found['test'].name}' is there to test with, but neither a 'validation' nor "
@@ -116,19 +116,26 @@ def _part(spec: TaskSpec, role: str, name: str, sizes: Mapping[str, int]) -> Par
         read = []
     if len(read) != 1:
         raise DatasetError(
-            f"Task '{spec.name}': data.splits.{role} is '{name}', which is not one slice of one split. Write it as "
-            f'datasets do: "{split}[:80%]", "{split}[80%:]" or "{split}[100:200]".'
+            f"Task '{spec.name}': data.splits.{role} is '{name}', which is no slice. Write it as datasets do: "
+            f'"{split}[:80%]", "{split}[80%:]" or "{split}[100:200]".'
         )
     return Part(name, split, range(read[0].from_, max(read[0].from_, read[0].to)))
 
 
-def _lacking(
-    spec: TaskSpec, role: str, sizes: Mapping[str, int], elsewhere: Sequence[tuple[str, Part]]
+def _fault(
+    spec: TaskSpec, role: str, part: Part | None, elsewhere: Sequence[tuple[str, Part]], sizes: Mapping[str, int]
 ) -> DatasetError:
-    """Returns the complaint that a role has no rows: its split is not there, or serves another role."""
-    name, why = spec.data.splits.get(cast(Any, role), role), "it is not there"
-    for other, part in elsewhere[:1]:
-        why = f"data.splits gives {'it' if part.name == name else f'rows of it, as {part.name!r},'} to '{other}'"
+    """Returns the complaint that a role has no rows of its own: there are none, or they serve another role too."""
+    why = "it is not there"
+    for other, given in elsewhere[:1]:
+        why = f"data.splits gives it to '{other}'"
+        if part is not None and part.name != given.name:
+            both = part.shared(given)
+            return DatasetError(
+                f"Task '{spec.name}': '{part.name}' for '{role}' and '{given.name}' for '{other}' share rows "
+                f"{both.start} to {both.stop - 1} of '{part.split}'. Give each role rows of its own under data.splits."
+            )
+    name = {str(key): value for key, value in spec.data.splits.items()}.get(role, role)
     return DatasetError(
         f"Task '{spec.name}': no split '{name}' for the role '{role}': {why}. Name another, as in "
         f'data.splits: {{{role}: SPLIT}}, or a part of one: {{{role}: "SPLIT[90%:]"}}.{nearest(name, sizes)}'

@@ -66,6 +66,16 @@ def test_words_that_do_not_fit_are_refused(data: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize(
+    "name", ["train[:80", "train[80]", "train[:5]+test[:5]", "[:5]", "train[a:]", "train [:5] ", ""]
+)
+def test_splits_are_names_or_one_slice(name: str) -> None:
+    for good in ("train", "validation_matched", "train[:80%]", "train[-10%:]", "train[5:]", "train[:]"):
+        assert recipe_of({"text": "t", "splits": {"test": good}}).tasks[0].data.splits == {"test": good}
+    with pytest.raises(RecipeError, match=r"tasks.0.data.splits: .*for test, is neither a split nor one slice"):
+        recipe_of({"text": "t", "splits": {"test": name}})
+
+
+@pytest.mark.parametrize(
     ("data", "metric"), [({"text": "t"}, "exact_match"), ({"text": "t", "target": "c"}, "accuracy")]
 )
 def test_exact_match_goes_with_targets_alone(data: dict[str, Any], metric: str) -> None:
