@@ -31,7 +31,8 @@ class Way:
         partition: Every task apart, or all in one group.
         codec: The codec's number.
         cost: What the component's experts take, in full-precision parameters.
-        loss: The squared distance from the fine-tunes over the squared length of their task vectors.
+        loss: The squared distance from the fine-tunes over the squared length of their task vectors; 0 where these are
+            0, as in a frozen component, which all configurations round alike.
     """
 
     partition: Partition
@@ -60,7 +61,7 @@ def ways_to_store(
     tasks = len(space.tasks)
     found = []
     for index in space.searched:
-        whole = max(float(np.trace(grams[index])), np.finfo(np.float64).tiny)
+        whole = float(np.trace(grams[index]))
         ways = []
         for codec in range(space.codecs):
             for partition in dict.fromkeys([all_merged(tasks), all_separate(tasks)]):
@@ -71,7 +72,7 @@ def ways_to_store(
                 chain = [builder.chain(wanted, task)[index] for task in space.tasks]
                 distance = sum(_distance(builder, key, task) for key, task in zip(chain, space.tasks, strict=True))
                 cost = sum(builder.expert(key).parameters for key in keys)
-                ways.append(Way(partition, codec, cost, distance / whole))
+                ways.append(Way(partition, codec, cost, distance / whole if whole else 0.0))
                 advance(len(keys))
         found.append(ways)
     return found

@@ -70,7 +70,9 @@ class _Column:
     def _find(self) -> None:
         lengths = np.sqrt(np.maximum(np.diagonal(self._sums), 0.0))
         scale = np.outer(lengths, lengths)
-        cosines = np.divide(self._sums, scale, out=np.zeros_like(scale), where=scale > 0.0)
+        # Two groups that both are the base are equal, which no angle says.
+        equal = np.logical_and.outer(lengths == 0.0, lengths == 0.0).astype(np.float64)
+        cosines = np.divide(self._sums, scale, out=equal, where=scale > 0.0)
         cosines[np.tril_indices(len(cosines))] = -np.inf
         first, second = np.unravel_index(int(np.argmax(cosines)), cosines.shape)
         self._pair = int(first), int(second)

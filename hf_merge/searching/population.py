@@ -90,7 +90,7 @@ def with_choices(
         proposed: Configurations that come before those drawn.
     """
     if space.methods == space.codecs == 1:
-        return list(drawn)
+        return [space.all_merged()] if space.merged else list(drawn)
     rng = np.random.default_rng([seed, 2])
     alone = [space.all_merged(codec=codec) for codec in range(space.codecs)]
     if space.codecs > 1 and not space.merged:

@@ -299,7 +299,8 @@ class SearchSpace:
     def _offered(self, index: int) -> list[int]:
         """Returns the codecs that a component may be stored by in some partition."""
         name = self.components[index]
-        return [codec for codec in range(self.codecs) if (name, codec) not in self.whole]
+        without = self.residual if self.merged else {codec for each, codec in self.whole if each == name}
+        return [codec for codec in range(self.codecs) if codec not in without]
 
     def _change(self, index: int, column: Partition, codec: int, rng: np.random.Generator) -> str:
         """Returns what a step changes: the partition, the method or the codec."""

@@ -175,7 +175,7 @@ def read(path: Path) -> Front:
         ResourceError: It cannot be read.
     """
     with disk.naming(path), path.open("rb") as file:
-        return parse(file.read(LIMITS.chain_map_bytes + 1))
+        return parse(file.read(LIMITS.front_bytes + 1))
 
 
 def parse(data: bytes) -> Front:
@@ -187,7 +187,7 @@ def parse(data: bytes) -> Front:
         UnsafeName: A name is not one that we would ever write.
         LimitExceeded: Something in them is larger than its limit.
     """
-    top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.chain_map_bytes), ORIGIN)
+    top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.front_bytes), ORIGIN)
     top.check_version(FORMAT_VERSION)
     fields = top.record(("format_version", *Front.__dataclass_fields__))
     fields["format_version"].integer(FORMAT_VERSION, FORMAT_VERSION)

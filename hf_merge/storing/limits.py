@@ -11,7 +11,9 @@ class Limits:
     """How large what comes from outside may be. A limit is far above anything honest and far below what would hurt.
 
     Attributes:
-        chain_map_bytes: Bytes of `chains.json` or `front.json`; 64 tasks at 100 components take about 1 MiB.
+        chain_map_bytes: Bytes of `chains.json`; 64 tasks at 100 components take about 1 MiB.
+        front_bytes: Bytes of `front.json` or `report.json`; a point of 64 tasks at 100 components takes about 80 KiB,
+            and a long search ends with hundreds.
         config_bytes: Bytes of a `config.json` or another settings file; real ones take a few KiB.
         card_bytes: Bytes of a `README.md`; the Hub shows no more.
         tokenizer_bytes: Bytes of one tokenizer file; the largest vocabularies in use take about 35 MiB.
@@ -34,6 +36,7 @@ class Limits:
     """
 
     chain_map_bytes: int = 4 * MIB
+    front_bytes: int = 64 * MIB
     config_bytes: int = 1 * MIB
     card_bytes: int = 1 * MIB
     tokenizer_bytes: int = 64 * MIB

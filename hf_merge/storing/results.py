@@ -85,7 +85,7 @@ def read(path: Path) -> Report:
         ResourceError: It cannot be read.
     """
     with disk.naming(path), path.open("rb") as file:
-        return parse(file.read(LIMITS.chain_map_bytes + 1))
+        return parse(file.read(LIMITS.front_bytes + 1))
 
 
 def parse(data: bytes) -> Report:
@@ -96,7 +96,7 @@ def parse(data: bytes) -> Report:
         UnsafeName: A name is not one that we would ever write.
         LimitExceeded: Something in them is larger than its limit.
     """
-    top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.chain_map_bytes), ORIGIN)
+    top = Field(loads(data, ORIGIN, limit_bytes=LIMITS.front_bytes), ORIGIN)
     fields = top.record(tuple(Report.__dataclass_fields__))
     rows = {task: field.integer(1) for task, field in fields["test_rows"].mapping(LIMITS.chains).items()}
     if not rows:

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_merge.errors import InputError, RecipeError, nearest
+from hf_merge.errors import InputError, RecipeError, RunFolderError, nearest
 from hf_merge.merging import methods
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.cost import normalised
@@ -44,7 +44,7 @@ from hf_merge.workflow.multitask import Multitask, open_multitask
 from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.routing import Routing, as_routed, routing_of
-from hf_merge.workflow.run_folder import GATHERED_FOLDER
+from hf_merge.workflow.run_folder import GATHERED_FOLDER, JOURNAL_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,12 @@ def compare(
 
     Raises:
         RecipeError: A method, peer or hyperparameter is unknown or impossible.
-        RunFolderError: A run is of other checkpoints, or was not measured.
+        RunFolderError: A run is of other checkpoints, or was not measured; or `out` is a run folder.
         DatasetError: A task's data lack what they need.
         InputError: `multitask` holds no such model.
     """
+    if out is not None and (out / JOURNAL_FILE).exists():
+        raise RunFolderError(f"{out} is the folder of a search, whose router would be replaced. Give another folder.")
     specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
+from hf_merge.searching.evaluation import mean_score
 from hf_merge.storing.comparison_plot import Kind, Mark
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.markdown import escape
@@ -115,11 +116,16 @@ def one_model_row(runs: Sequence[MeasuredRun]) -> Row:
 
 def _tops(runs: Sequence[MeasuredRun]) -> list[tuple[FrontPoint, Report]]:
     """Returns the best point of every run on validation rows; of equals the cheapest."""
-    return [(max(front.points, key=lambda point: (point.performance, -point.cost)), report) for front, report in runs]
+    return [(max(front.points, key=lambda point: (_plain(point), -point.cost)), report) for front, report in runs]
+
+
+def _plain(point: FrontPoint) -> float:
+    """Returns P on validation rows as methods are told, a plain mean; a search may have weighted the tasks."""
+    return mean_score(point.scores)
 
 
 def _cheapest_above(front: Front, limit: float) -> FrontPoint | None:
-    better = [point for point in front.points if point.performance > limit]
+    better = [point for point in front.points if _plain(point) > limit]
     return min(better, key=lambda point: point.cost, default=None)
 
 

@@ -66,7 +66,8 @@ def kept_bytes(project: Project) -> int:
 def proposals(project: Project, builder: ExpertBuilder, geometry: Geometry, *, progress: bool) -> list[Configuration]:
     """Returns configurations that deserve to be tried first where tasks may be stored as differences; else none.
 
-    Of adapters there are none: what lies close in their factors need not do the same.
+    They keep tasks apart, so of a search for one merged model there are none. Of adapters there are none either: what
+    lies close in their factors need not do the same.
 
     Args:
         project: The opened recipe.
@@ -75,7 +76,7 @@ def proposals(project: Project, builder: ExpertBuilder, geometry: Geometry, *, p
         progress: Show progress on stderr.
     """
     space, search = project.space(), project.recipe.search
-    if not space.residual or search.initial != "ladder" or project.family.adapted:
+    if space.merged or not space.residual or search.initial != "ladder" or project.family.adapted:
         return []
     experts = len(space.searched) * (1 + space.codecs * len(space.tasks))
     grams = [geometry.grams[component.name] for component in project.components]

@@ -115,8 +115,9 @@ def refine(
         replaced, found = refining.all()
         improved = _front(front, replaced)
         result = Refinement(refining.shown, tuple(found), front.hypervolume, improved.hypervolume)
-        write_atomic(run / FRONT_FILE, fronts.dump(improved))
+        # The front last: while `refinement.json` lies there, no search writes its own over a refined one.
         write_atomic(run / REFINEMENT_FILE, dumps(result.as_json(), indent=1))
+        write_atomic(run / FRONT_FILE, fronts.dump(improved))
     return result
 
 

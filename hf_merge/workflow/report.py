@@ -79,7 +79,9 @@ class _Measurement:
         controls = {point.id for point in front.controls.values()}
         points += [("front", point) for point in front.points if point.id not in controls]
         rows = [
-            self._scores(point.id, role, point.cost, point.performance, self._chains(point), individual.oracle_scores)
+            self._scores(
+                point.id, role, point.cost, mean_score(point.scores), self._chains(point), individual.oracle_scores
+            )
             for role, point in tqdm(points, desc="report", unit="configuration", disable=not self._progress)
         ]
         accuracy = {task: float(own.mean()) for task, own in self._own.items()}

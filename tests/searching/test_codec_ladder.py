@@ -120,5 +120,19 @@ def test_a_loss_is_the_distance_from_the_fine_tunes_over_their_task_vectors(fami
         assert ways[2].cost == stored
 
 
+def test_a_component_that_no_task_changed_is_shared_and_cheap_on_every_step(family: Family) -> None:
+    components = decompose(family.shapes, "type")
+    codecs = [CodecSpec.resolve("int8", {"unit": "row"}), CodecSpec.resolve("sign")]
+    builder = ExpertBuilder(family, components, [MethodSpec.resolve("average")], codecs, limit_bytes=10**9)
+    names = tuple(component.name for component in components)
+    space = SearchSpace(names, builder.tasks, codecs=2, residual=frozenset({1}))
+    geometry = measure(components, family.shapes, family.origin, family.tasks)
+    grams = [geometry.grams[name] * (name != names[0]) for name in names]
+    ways = ways_to_store(space, builder, grams)
+    assert {way.loss for way in ways[0]} == {0.0}
+    for step in codec_ladder(space, ways, 10):
+        assert (set(step.grouping[0]), step.codecs[0]) == ({0}, 0)
+
+
 def _own(family: Family, task: str, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return family.tasks[task].read(name).double().numpy()

@@ -126,6 +126,8 @@ def test_the_first_generation_tries_every_method() -> None:
 def test_with_one_method_nothing_changes() -> None:
     drawn = [space_of(1).all_separate(), space_of(1).all_merged()]
     assert with_choices(space_of(1), drawn, 5, seed=0) == drawn
+    only = space_of(1, merged=True)
+    assert with_choices(only, drawn, 5, seed=0) == [only.all_merged()]
 
 
 def test_codecs_multiply_what_a_component_offers() -> None:

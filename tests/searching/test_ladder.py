@@ -47,3 +47,11 @@ def test_the_most_alike_are_merged_first() -> None:
 def test_task_vectors_of_nothing_are_merged_too() -> None:
     space = SearchSpace(("norm",), ("a", "b"))
     assert ladder(space, [np.zeros((2, 2))], 2) == [space.all_separate(), space.all_merged()]
+
+
+def test_what_no_task_changed_is_merged_first_and_what_one_left_alone_is_not() -> None:
+    space = SearchSpace(("embedding", "mlp"), ("a", "b", "c"))
+    frozen = gram_of(np.array([[0.0], [0.0], [2.0]]))  # a and b left it as it was
+    close = gram_of(np.array([[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]]))
+    steps = [step.grouping for step in ladder(space, [frozen, close], 5)]
+    assert steps[1:3] == [((0, 0, 1), (0, 1, 2)), ((0, 0, 1), (0, 0, 1))]

@@ -229,7 +229,7 @@ def test_what_is_no_front_is_refused(data: bytes) -> None:
 def test_a_file_beyond_the_limit_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "front.json"
     with path.open("wb") as file:
-        file.truncate(LIMITS.chain_map_bytes * 1000)
+        file.truncate(LIMITS.front_bytes * 1000)
     with pytest.raises(LimitExceeded):
         fronts.read(path)
 

@@ -40,7 +40,7 @@ def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(results.dump(sample()))
     assert results.read(path) == sample()
-    path.write_bytes(b" " * (LIMITS.chain_map_bytes + 1))
+    path.write_bytes(b" " * (LIMITS.front_bytes + 1))
     with pytest.raises(LimitExceeded):
         results.read(path)
 

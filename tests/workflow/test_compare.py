@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_merge.errors import RecipeError
+from hf_merge.errors import RecipeError, RunFolderError
 from hf_merge.merging import methods
 from hf_merge.modeling.inputs import restore
 from hf_merge.recipe import Recipe
@@ -222,6 +222,12 @@ def test_searches_for_one_merged_model_have_a_row_of_their_own(
 def test_only_searches_for_one_merged_model_leave_out_merges_rows(tiny_run: TinyRun, automerged: Path) -> None:
     rows = _rows(compare(tiny_run.recipe, chosen=["average"], runs=[automerged], progress=False))
     assert [name for name, row in rows.items() if row.kind == "searched"] == ["AutoMerge"]
+
+
+def test_the_folder_of_a_search_is_left_alone(tiny_run: TinyRun) -> None:
+    with pytest.raises(RunFolderError, match="is the folder of a search, whose router would be replaced"):
+        compare(tiny_run.recipe, chosen=["average"], out=tiny_run.folder, progress=False)
+    assert not (tiny_run.folder / "comparison.json").exists()
 
 
 def test_an_unknown_method_is_refused(tiny_run: TinyRun) -> None:

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from hf_merge.storing.comparison_plot import Mark
-from hf_merge.workflow.comparison import Comparison, Row, as_markdown, as_text, marks
+from hf_merge.workflow.comparison import Comparison, Row, as_markdown, as_text, marks, searched_rows
+from tests.storing import families
 
 
 TIES = ["ties", "1.0000", "4.0", "0.5000", "0.4000", "80.0", "-", "2.0", "37", "0.300", "0.500"]
@@ -67,3 +70,18 @@ def test_the_plot_shows_the_rows_that_have_a_place() -> None:
     )
     expected = [Mark("ties", "static", 1.0, 0.8), Mark("top", "searched", 0.5, 0.9, 0.1, 0.2)]
     assert marks(replace(COMPARISON, rows=rows)) == expected
+
+
+def test_points_are_chosen_by_plain_means_as_methods_are_told() -> None:
+    front = families.front(4)
+    # A search with a deviation weights its points' performance, here far above their plain means.
+    weighted = replace(
+        front, points=tuple(replace(point, performance=point.performance + 0.3) for point in front.points)
+    )
+    plain = sorted(sum(point.scores.values()) / len(point.scores) for point in front.points)
+    for limit in (plain[0], plain[-2]):
+        chosen = [searched_rows([(each, families.report(front))], limit, 2.0) for each in (front, weighted)]
+        assert [row.cost for row in chosen[0]] == [row.cost for row in chosen[1]]
+        assert chosen[0][1].note is not None and chosen[0][0].validation == pytest.approx(
+            plain[plain.index(limit) + 1]
+        )

@@ -13,6 +13,7 @@ from hf_merge.errors import InputError, RecipeError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.pareto import Reference, hypervolume
 from hf_merge.storing import front as fronts
+from hf_merge.storing.durable import write_atomic
 from hf_merge.workflow.build import build
 from hf_merge.workflow.refine import as_text, refine
 from hf_merge.workflow.run_folder import FRONT_FILE, REFINEMENT_FILE, read_run
@@ -64,6 +65,21 @@ def test_what_scores_more_replaces_its_point_at_the_same_cost(run: Path) -> None
     build(run, progress=False)
     require_the_logits_of_the_search(recipe, after.points, run)
     assert f"{sum(point.kept for point in found.points)} of " in as_text(found)
+
+
+def test_a_refined_front_is_never_there_without_its_record(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, written = (run / FRONT_FILE).read_bytes(), []
+
+    def full(path: Path, data: bytes) -> None:
+        written.append(path.name)
+        if path.name == FRONT_FILE:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data)
+
+    monkeypatch.setattr("hf_merge.workflow.refine.write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        refine(run, settings=SETTINGS, progress=False)
+    assert written == [REFINEMENT_FILE, FRONT_FILE] and (run / FRONT_FILE).read_bytes() == before
 
 
 def test_a_second_time_the_refined_are_passed_over(run: Path) -> None:

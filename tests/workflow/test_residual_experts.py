@@ -163,6 +163,14 @@ def test_the_proposals_lead_from_the_closest_to_the_shared_experts(tiny_family: 
         assert isinstance(proposed[0], Configuration)
 
 
+def test_a_search_for_one_merged_model_keeps_no_tasks_apart(tiny_family: Families, tmp_path: Path) -> None:
+    search(_recipe(tiny_family("distilbert"), grouping="merged"), tmp_path / "run", progress=False)
+    tried = evaluated(tmp_path / "run")
+    controls = [point.grouping for point in read_run(tmp_path / "run")[0].controls.values()]
+    assert len(tried) > 4
+    assert all(set(column) == {0} for each in tried if each.grouping not in controls for column in each.grouping)
+
+
 def test_an_interrupted_search_continues_to_the_same_front(
     tiny_family: Families, searched: Path, tmp_path: Path
 ) -> None:
