@@ -129,7 +129,8 @@ def plan_table(plan: "Plan") -> str:
         f"disk: {least / 1e6:.0f} MB (cheapest) to {most / 1e6:.0f} MB (dearest) per configuration built\n"
         f"memory: about {plan.memory_bytes / 1e9:.1f} GB\n"
         f"time: about {_duration(plan.forward_seconds)} of forward passes at {plan.assumed_positions} positions a "
-        "row, before chains met twice are taken from memory; merging and encoding experts come on top"
+        "row, before chains met twice are taken from memory; merging and encoding experts come on top\n"
+        "data: not opened for a plan; a search checks splits, columns and labels before it merges anything"
     )
 
 
