@@ -1,6 +1,8 @@
 """Benchmarks whose numbers stand in the documents: what they compute, on tiny models."""
 
+import argparse
 import importlib
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.tiny_models import TinyFamily
 from tests.tiny_runs import SEARCH, TinyRun
 
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "examples" / "benchmarks"
 
 
 @pytest.fixture
@@ -25,6 +28,31 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Returns what imports a benchmark as its own command does: beside the others."""
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
+
+
+class NeedsNothing(Exception):
+    """A benchmark took an empty command line."""
+
+
+def test_make_runs_exactly_the_benchmarks_that_need_no_argument(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def asked(parser: argparse.ArgumentParser, *_: object) -> None:
+        parse(parser, [])
+        raise NeedsNothing
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", asked)
+    ready = set()
+    for path in sorted(FOLDER.glob("*.py")):
+        with pytest.raises((NeedsNothing, SystemExit)) as ended:
+            benchmark(path.stem).main()
+        ready |= {path.stem} if ended.type is NeedsNothing else set()
+    listed = re.search(r"^BENCHMARKS = (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    assert set(listed[1].split()) == ready
+    assert "required" in capsys.readouterr().err
 
 
 @pytest.mark.slow
