@@ -119,7 +119,7 @@ def _shared(subject: Subject) -> dict[str, object]:
         "base": source_link(origin.base),
         "base_megabytes": tables.megabytes(1.0, front),
         "family": None if places.family is None else hub_link(places.family, places.family),
-        "install": fenced("pip install hf-merge", "bash"),
+        "install": fenced("pip install -e .", "bash"),
         "report": report,
         "test_rows": None if report is None else f"{sum(report.test_rows.values()):,}",
         "router": None if report is None else _router(report),
@@ -129,6 +129,7 @@ def _shared(subject: Subject) -> dict[str, object]:
         "hypervolume": f"{front.hypervolume:.4f}",
         "method": tables.settings_text(front.method) if not _chooses(front, "methods") else _CHOSEN,
         "codec": tables.settings_text(front.codec) if not _chooses(front, "codecs") else _CHOSEN,
+        "first_codec": tables.settings_text(front.codec),
         "granularity": front.granularity,
         "components": len(front.components),
         "dtype": front.dtype,
@@ -179,7 +180,7 @@ def _commands(places: Places, config: str | None) -> str:
     fetch = [] if places.family is None else [f"hf download {places.family} recipe.yaml --local-dir ."]
     run = ["hf-merge search recipe.yaml --out runs/mine", f"hf-merge build runs/mine{chosen}"]
     run += ["hf-merge report runs/mine"] if config is None else []
-    return "\n".join(["pip install hf-merge", *fetch, *run])
+    return "\n".join([*fetch, *run])
 
 
 def _neighbours(front: Front, point: FrontPoint | None) -> list[FrontPoint]:

@@ -125,6 +125,22 @@ def test_images_and_sounds_have_their_own_tag_and_example(kind: str, column: str
 
 
 @KINDS
+def test_hf_merge_is_installed_from_its_repository_and_no_index(kind: str) -> None:
+    front = families.front()
+    card = both(front, families.origin(front.tasks))[kind]
+    assert "Install hf-merge from a clone of its repository" in card
+    assert code(card, "bash")[0] == "pip install -e .\n" and "pip install hf-merge" not in card
+
+
+@KINDS
+def test_the_controls_are_said_to_be_stored_as_they_are(kind: str) -> None:
+    front = replace(families.front(), codec={"name": "int8", "unit": "row"})
+    chosen = tuple(replace(point, codecs=({"name": "delta", "bits": 2},) * 4) for point in front.points)
+    card = both(replace(front, points=chosen), families.origin(front.tasks))[kind]
+    assert "are controls, both stored by int8" in card and "unit" in card
+
+
+@KINDS
 def test_the_code_is_python_that_imports_hf_merge_first(kind: str) -> None:
     front = families.front()
     [text] = code(both(front, families.origin(front.tasks))[kind], "python")
