@@ -19,6 +19,7 @@ from hf_merge.merging.components import Shape
 
 
 FULL_BITS = 32
+_MOST = 1000.0  # whole models: nobody's limit, but what bytes look like without their unit
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(B|[KMG]i?B)?\s*", re.IGNORECASE)
 _BUDGET_HELP = "Give a number (1.0 is one full-precision base model, 0.5 half of it) or bytes such as '250MB'."
@@ -59,7 +60,7 @@ def parse_budget(budget: object, parameters: int) -> float | None:
         parameters: d, the parameters of the base backbone.
 
     Raises:
-        BudgetError: The budget is no storage size, or not above 0.
+        BudgetError: The budget is no storage size, not above 0, or a number that can only be meant as bytes.
     """
     if budget is None:
         return None
@@ -72,11 +73,22 @@ def parse_budget(budget: object, parameters: int) -> float | None:
 def _read_budget(budget: object, parameters: int) -> float:
     if isinstance(budget, Real) and not isinstance(budget, bool):
         try:
-            return float(budget)
+            return _as_cost(float(budget))
         except OverflowError:
             return inf
     match = _SIZE.fullmatch(budget) if isinstance(budget, str) else None
     if match is None:
         raise BudgetError(f"The budget {budget!r:.80} is no storage size. {_BUDGET_HELP}")
     number, unit = float(match[1]), (match[2] or "").upper()
-    return number * _BYTES[unit] * 8 / FULL_BITS / parameters if unit else number
+    return number * _BYTES[unit] * 8 / FULL_BITS / parameters if unit else _as_cost(number)
+
+
+def _as_cost(number: float) -> float:
+    """Returns a number without a unit as it is, unless so many whole models cannot be meant."""
+    if _MOST <= number < inf:
+        megabytes = number if number < 1e6 else round(number / 1e6)
+        raise BudgetError(
+            f"The budget {number:.12g} would be as many whole models. Did you mean bytes: '{megabytes:.12g}MB'? "
+            f"{_BUDGET_HELP}"
+        )
+    return number

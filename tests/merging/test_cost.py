@@ -227,6 +227,7 @@ def test_refused_tensors_count_in_full() -> None:
         (None, None),
         (0.5, 0.5),
         (2, 2.0),
+        (999, 999.0),
         (np.float32(0.25), 0.25),
         ("0.5", 0.5),
         (" .5 ", 0.5),
@@ -235,6 +236,7 @@ def test_refused_tensors_count_in_full() -> None:
         ("4B", 1e-6),
         ("1GiB", 2**30 / 4e6),
         ("0.5 KB", 125e-6),
+        ("400GB", 100_000.0),
     ],
 )
 def test_budgets(budget: object, expected: float | None) -> None:
@@ -250,6 +252,15 @@ def test_what_is_no_budget(budget: object) -> None:
     with pytest.raises(BudgetError, match=r"1\.0 is one full-precision base model") as refusal:
         parse_budget(budget, 1_000_000)
     assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("budget", "meant"),
+    [(500_000_000, "500MB"), ("500000000", "500MB"), (1.7e9, "1700MB"), (1000, "1000MB"), ("2500", "2500MB")],
+)
+def test_a_number_that_can_only_be_bytes_is_refused(budget: object, meant: str) -> None:
+    with pytest.raises(BudgetError, match=rf"as many whole models\. Did you mean bytes: '{meant}'\?"):
+        parse_budget(budget, 1_000_000)
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**10))
