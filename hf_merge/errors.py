@@ -142,10 +142,12 @@ class WorkerError(HfMergeError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error message: the nearest of `choices` to `word`, then all of them."""
+    """Returns the end of an error message: those of `choices` that begin with `word` or the nearest, then all."""
     known = sorted(choices)
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    longer = [choice for choice in known if word and choice.startswith(word)]
+    close = longer if 0 < len(longer) <= _SHOWN_NAMES else get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = " or ".join(f"'{choice}'" for choice in close)
+    hint = f" Did you mean {meant}?" if close else ""
     return f"{hint} Known: {', '.join(known)}."
 
 

@@ -38,6 +38,14 @@ def test_the_nearest_word_is_offered_and_all_are_listed() -> None:
     assert nearest("zzz", {"f1", "accuracy"}) == " Known: accuracy, f1."
 
 
+def test_what_begins_with_the_word_goes_before_what_is_nearest() -> None:
+    ids = ["c0258-325f40", "c0258-c0827d", "c0258f", "c0642-54b87a"]
+    assert nearest("c0642", ids).startswith(" Did you mean 'c0642-54b87a'?")
+    assert nearest("c0258-", ids).startswith(" Did you mean 'c0258-325f40' or 'c0258-c0827d'?")
+    assert nearest("", ids).startswith(" Known: ")
+    assert nearest("c", [f"c{number}" for number in range(10)]).count("'") == 2, "too many begin so: one is offered"
+
+
 def test_long_lists_of_names_are_cut() -> None:
     assert some(["a", "b"]) == "a, b"
     assert some(list("abcdefg")) == "a, b, c, d, e, ... (2 more)"
