@@ -28,7 +28,7 @@ def local_folder(source: str) -> Path | None:
         if source and path.is_dir():
             return path
         if path.is_file():
-            raise InputError(f"{quote(source)} is a file. Give the folder that holds it beside its config.json.")
+            raise InputError(f"{quote(source)} is a file. Give the folder: {quote(path.parent)}.")
     if "://" in source:
         raise InputError(
             f"{quote(redact(source))} is an address. Give the Hub id alone (org/name), or a local folder."

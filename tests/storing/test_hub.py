@@ -455,7 +455,10 @@ def test_offline_what_is_not_cached_is_named(
     hub: HubServer, pull: Puller, monkeypatch: pytest.MonkeyPatch, how: str, revision: str | None
 ) -> None:
     hub.publish("alice/base", MODEL)
-    named = rf"offline, and the cache holds nothing of 'alice/base' at revision '{revision or 'main'}'"
+    named = (
+        rf"There is no folder 'alice/base' here\. This run is offline, and the cache holds nothing of 'alice/base' at "
+        rf"revision '{revision or 'main'}'\. Pull it once online: without HF_HUB_OFFLINE"
+    )
     with pytest.raises(HubError, match=named):
         pull("alice/base", revision, **go_offline(monkeypatch, how))
     assert not hub.log

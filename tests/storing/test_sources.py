@@ -43,7 +43,7 @@ def test_what_is_neither_is_refused(source: str) -> None:
 
 def test_a_file_is_not_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match=r"is a file\. Give the folder"):
+    with pytest.raises(InputError, match=r"is a file\. Give the folder: '"):
         local_folder(str(tmp_path / "model.safetensors"))
 
 

@@ -197,14 +197,16 @@ class Repo:
         )
 
     def _not_cached(self, snapshot: str | None, patterns: Sequence[str]) -> str:
-        lacking = "nothing"
+        lacking, absent = "nothing", ""
+        if snapshot is None and self._type == "model" and not Path(self.name).exists():
+            absent = f"There is no folder {quote(self.name)} here. "
         if snapshot is not None:
             wanted = matching(self.listing() or [], patterns)
             missing = [quote(name) for name in wanted if not Path(snapshot, name).exists()]
             lacking = f"no {', '.join(missing)}"
         return (
-            f"This run is offline, and the cache holds {lacking} of '{self.name}' at revision '{self._wanted}'. "
-            "Pull it once online: without local_files_only and without HF_HUB_OFFLINE."
+            f"{absent}This run is offline, and the cache holds {lacking} of '{self.name}' at revision "
+            f"'{self._wanted}'. Pull it once online: without HF_HUB_OFFLINE, and in Python without local_files_only."
         )
 
 
