@@ -123,7 +123,14 @@ def test_language_models_choose_and_write(speaking_run: Callable[[str], TinyRun]
     assert snow == {"input": "today tomorrow cold snow sky", "task": "weather", "text": "snow near"}
     assert run(*words, "cold snow sky", "--task", "weather").stdout == "weather\tsnow near\tcold snow sky\n"
     refuse(run("predict", folder, "today cold snow sky"), "answers in words of its own", "generate")
-    refuse(run("predict", tiny_run.folder, "--generate", "the cat"), "classifies and writes nothing")
+    refuse(run("predict", tiny_run.folder, "--generate", "the cat"), "writes nothing: leave --generate out")
+
+
+def test_options_that_would_change_nothing_are_refused(tiny_run: TinyRun) -> None:
+    refuse(run("predict", tiny_run.folder, "--max-new-tokens", 3, "the cat"), "goes with --generate")
+    for words in (["show"], ["predict", "the cat"], ["eval"]):
+        found = run(words[0], tiny_run.folder, *words[1:], "--revision", "main")
+        refuse(found, "--revision main goes with a Hub repo", "is a folder here: leave --revision out")
 
 
 def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:

@@ -22,6 +22,19 @@ Repo = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.")]
 
 
+def check_revision(revision: str | None, repo: str) -> None:
+    """Refuses a revision of what is a folder here.
+
+    Raises:
+        InputError: There is a revision, and `repo` is a folder.
+    """
+    if revision is not None and Path(repo).expanduser().is_dir():
+        raise InputError(
+            f"--revision {revision} goes with a Hub repo, and {repo} is a folder here: leave --revision out, or give "
+            "the repo's name."
+        )
+
+
 def read_settings_by_method(given: Sequence[str]) -> dict[str, dict[str, float | str]]:
     """Returns hyperparameters given as METHOD.NAME=VALUE, by method, numbers as numbers.
 

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from hf_merge.cli.commands import app, command, print_document
-from hf_merge.cli.options import Budget, Debug, Json, RecipePath, Repo, Revision, RunPath, read_settings_by_method
+from hf_merge.cli.options import (
+    Budget,
+    Debug,
+    Json,
+    RecipePath,
+    Repo,
+    Revision,
+    RunPath,
+    check_revision,
+    read_settings_by_method,
+)
 from hf_merge.errors import InputError
 
 
@@ -23,6 +33,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show the front of a run or family, or what a member holds."""
+    check_revision(revision, repo)
     from hf_merge.workflow.show import show as describe
 
     document, table = describe(repo, revision)
@@ -63,11 +74,14 @@ def predict(
     """Route inputs to their experts and print the answers."""
     from dataclasses import asdict
 
+    _check_options_of_predict(repo, revision, write, max_new_tokens)
     from hf_merge.serving.model import MergeModel
     from hf_merge.workflow.show import read_inputs
     from hf_merge.workflow.tables import generations_table, predictions_table
 
     model = MergeModel.from_pretrained(repo, budget=budget, revision=revision)
+    if write and not model.chain_map.wordings:
+        raise InputError("This model classifies and writes nothing: leave --generate out.")
     read = read_inputs(model, inputs)
     if write:
         texts = model.generate(read, task=task, claim=claim, max_new_tokens=max_new_tokens)
@@ -78,6 +92,13 @@ def predict(
     print_document(
         [{"input": given, **shown} for given, shown in zip(inputs, documents, strict=True)] if as_json else table
     )
+
+
+def _check_options_of_predict(repo: str, revision: str | None, write: bool, max_new_tokens: int | None) -> None:
+    """Refuses options that would change nothing, before anything is loaded."""
+    check_revision(revision, repo)
+    if max_new_tokens is not None and not write:
+        raise InputError("--max-new-tokens goes with --generate: add it, or leave this out.")
 
 
 @app.command("eval")
@@ -91,6 +112,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure one configuration on test rows, with the task known and routed, and compare with its card."""
+    check_revision(revision, repo)
     from hf_merge.workflow.evaluate import evaluate as measure
     from hf_merge.workflow.tables import evaluation_json, evaluation_table
 
