@@ -53,11 +53,11 @@ def _usage(parameter: Any) -> str:
 
 
 def _name(parameter: Any) -> str:
-    """Returns `RECIPE` for an argument, `--resume` for a flag, `--out OUT` for an option with a value."""
+    """Returns `RECIPE` for an argument, `--resume` for a flag, `--out OUT` or `--head TASK` with a value."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar)
     option = str(parameter.opts[-1])
-    return option if parameter.is_flag else f"{option} {option.strip('-').upper()}"
+    return option if parameter.is_flag else f"{option} {parameter.metavar or option.strip('-').upper()}"
 
 
 def _meaning(parameter: Any) -> str:

@@ -96,6 +96,12 @@ def test_the_page_on_the_command_line_is_what_the_commands_say() -> None:
     assert page == generator().render(), "docs/cli.md is stale; run: python docs/generate_cli.py"
 
 
+def test_the_page_on_the_command_line_shows_values_as_the_options_call_them() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for shown in ("--set NAME=VALUE", "--set METHOD.NAME=VALUE", "--head TASK", "--claim P", "--with RUN", "--out OUT"):
+        assert f"| `{shown}` |" in page
+
+
 @every_page
 def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
     for line in code(page):

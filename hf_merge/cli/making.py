@@ -75,13 +75,25 @@ def search(
 def merge(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option("--out", help="The model folder to write.", show_default=False)],
-    method: Annotated[str | None, typer.Option("--method", help="Another merge method than the recipe's.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="The merge method; without it the first of the recipe, or of its preset: with `frontier` that is "
+            "`average`, the plain mean.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; repeatable.")
     ] = None,
     head: Annotated[str | None, typer.Option("--head", metavar="TASK", help="Give it this task's head.")] = None,
     gathered: Annotated[
-        Path | None, typer.Option("--gathered", help="Keep here what fisher and regmean gather, for the next merge.")
+        Path | None,
+        typer.Option(
+            "--gathered",
+            help="Keep here, for the next merge, what fisher, regmean, adamerging, expert_merging and "
+            "expert_merging_plus find out from rows.",
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
