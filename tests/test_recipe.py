@@ -126,6 +126,45 @@ def test_hostile_yaml_is_one_message(tmp_path: Path, text: str | bytes) -> None:
         Recipe.load(path)
 
 
+@pytest.mark.parametrize("text", ["[" * 20_000, "a: " + "1" * 5_000, "a: 2001-99-99"])
+def test_what_python_cannot_hold_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_no_more_is_read_of_a_file_than_it_takes_to_refuse_it(tmp_path: Path) -> None:
+    with (tmp_path / "big.yaml").open("wb") as file:
+        file.truncate(1 << 42)  # more than fits in memory, and nothing on the disk
+    with pytest.raises(RecipeError, match="is it a recipe"):
+        Recipe.load(tmp_path / "big.yaml")
+    with pytest.raises(RecipeError, match="no regular file"):
+        Recipe.load(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("text", ["base: &a {model: x}", "base: {model: x}\nmerge: *a", "<<: *a"])
+def test_anchors_and_aliases_are_refused_with_the_way_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"no anchors and aliases .*: write the value out"):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_aliases_do_not_grow_into_a_message(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
+    lines += [yaml.safe_dump(MINIMAL), "merge: {methods: [{x: *a9}]}"]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(tmp_path / "recipe.yaml")
+    assert len(str(caught.value)) < 1_000
+
+
+def test_a_recipe_whose_settings_are_one_object_is_written_without_aliases(tmp_path: Path) -> None:
+    shared = {"density": [0.2]}
+    recipe = parse(merge={"methods": [{"name": "ties", "x": shared}, {"name": "dare", "x": shared}]})
+    (tmp_path / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
 def test_a_key_given_twice_below_the_top_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(MINIMAL) + "search:\n  seed: 1\n  seed: 2\n")
     with pytest.raises(RecipeError, match="the key 'seed' is given twice"):

@@ -190,17 +190,14 @@ class Recipe(Section):
         Raises:
             RecipeError: The file is missing, no YAML mapping, or breaks a rule; every broken rule is listed.
         """
+        text = _read(path)
         try:
-            text = path.read_bytes()[: MAX_RECIPE_BYTES + 1]
-        except OSError as error:
-            raise RecipeError(
-                f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file."
-            ) from error
-        if len(text) > MAX_RECIPE_BYTES:
-            raise RecipeError(f"The recipe {path} is larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
-        try:
-            document = yaml.load(text, Loader=_UniqueKeyLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            document = yaml.load(text, Loader=_PlainLoader)
+        except RecursionError as error:
+            raise RecipeError(f"{path} nests its values too deeply; is it a recipe?") from error
+        except _Refused as error:
+            raise RecipeError(f"The recipe {path} cannot be used: {' '.join(str(error).split())}.") from error
+        except (yaml.YAMLError, ValueError) as error:  # the second: numbers, dates and bytes that are none
             hint = ". Quote values that hold brackets or a colon" if isinstance(error, yaml.MarkedYAMLError) else ""
             raise RecipeError(f"{path} is no valid YAML: {' '.join(str(error).split())}{hint}.") from error
         return cls.parse(document, str(path))
@@ -237,15 +234,45 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
     ]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML like SafeLoader, but refuses a key given twice instead of keeping the last."""
+def _read(path: Path) -> bytes:
+    """Returns the bytes of a recipe; of a larger file no more are read than it takes to refuse it."""
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"The recipe {path} is no regular file. Give the path of a YAML file.")
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+    if len(text) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"The recipe {path} is larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
+    return text
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """Valid YAML that a recipe does not take."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML like SafeLoader, but refuses a key given twice instead of keeping the last, and anchors.
+
+    Aliases of aliases let a few lines stand for more text than fits in memory, as soon as a message shows them.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        name = getattr(event, "anchor", None)
+        if name is not None:
+            sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            problem = f"a recipe takes no anchors and aliases ('{sign}{name:.40}'): write the value out in each place"
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
+                raise _Refused(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key if isinstance(key, str) else None)
         return super().construct_mapping(node, deep)
 

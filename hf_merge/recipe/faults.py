@@ -1,6 +1,7 @@
 """What is wrong with a recipe, in words for whoever wrote it: the place, the fault, and what to write instead."""
 
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from hf_merge.errors import nearest
 
 
 _KEY = "[key]"  # what pydantic ends the location of an unknown key with, where a mapping knows its keys
+_QUOTES = "'\""
 _TYPES = {
     "string_type": "should be a text",
     "int_type": "should be a whole number",
@@ -57,7 +59,8 @@ def _line(detail: ErrorDetails, recipe: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{_place(where)}: is missing"
     if kind == "literal_error":
-        return f"{_place(where)}: should not be {given!r}.{nearest(str(given), _expected(detail))}"
+        shown = reprlib.repr(given)[:80]  # of what is nested or long, the beginning
+        return f"{_place(where)}: should not be {shown}.{nearest(shown.strip(_QUOTES), _expected(detail))}"
     return f"{_place(where)}: {_complaint(detail, recipe)}{_shown(given, kind)}"
 
 

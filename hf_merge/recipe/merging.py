@@ -1,5 +1,6 @@
 """What a recipe says of merging: how components are cut, how groups are merged, and how experts are stored."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ class MergeSpec(Section):
             raise ValueError(f"{len(value)} entries given; give 1 to {MAX_METHODS}")
         for entry in value:
             if isinstance(entry, dict) and not isinstance(entry.get("name"), str):
-                raise ValueError(f"{entry!r} has no 'name': write {{name: ties, density: 0.2}}")
+                raise ValueError(f"{reprlib.repr(entry):.80} has no 'name': write {{name: ties, density: 0.2}}")
         return value
 
 

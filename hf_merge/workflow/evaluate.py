@@ -23,6 +23,8 @@ from hf_merge.storing.card_head import read_card, recorded_scores
 from hf_merge.storing.chains import ChainMap
 from hf_merge.storing.library import Member
 from hf_merge.storing.results import Scores
+from hf_merge.storing.sources import FULL_HUB_ID, local_folder
+from hf_merge.storing.strict_json import quote
 from hf_merge.workflow.project import load_test_rows
 from hf_merge.workflow.routing import as_routed
 from hf_merge.workflow.run_folder import RECIPE_FILE
@@ -69,10 +71,11 @@ def evaluate(
         access: How to reach the Hub.
 
     Raises:
-        InputError: No recipe is given and the family has none, or it describes other tasks.
+        InputError: No recipe is given and the family has none, or it describes other tasks, or rows that a recipe from
+            the Hub may not choose.
     """
     member = open_member(source, budget, revision=revision, access=access)
-    described = Recipe.load(recipe or _family_recipe(source, revision, member, access))
+    described = _family_recipe(source, revision, member, access) if recipe is None else Recipe.load(recipe)
     _require_described(member.chain_map, described)
     model = MergeModel(member)
     metrics = {task.name: task.metric for task in described.tasks}
@@ -181,18 +184,38 @@ def _require_described(chain_map: ChainMap, recipe: Recipe) -> None:
             )
 
 
-def _family_recipe(source: str | Path, revision: str | None, member: Member, access: hub.Access) -> Path:
+def _family_recipe(source: str | Path, revision: str | None, member: Member, access: hub.Access) -> Recipe:
     """Returns the recipe of the family that a member was taken from: beside its folder, or in the family's repo."""
-    beside = member.folder.parent.parent / RECIPE_FILE
-    if beside.is_file():
-        return beside
+    lacking = InputError(
+        f"There is no {RECIPE_FILE} beside {member.chain_map.id}, so there are no test rows. Name a recipe with "
+        "--recipe."
+    )
+    if local_folder(str(source)) is not None:
+        beside = (member.folder.parent.parent / RECIPE_FILE, Path(source) / RECIPE_FILE)
+        path = next((path for path in beside if path.is_file()), None)
+        if path is None:
+            raise lacking
+        return Recipe.load(path)
     try:
         path = hub.pull_files(source, (RECIPE_FILE,), revision, access=access).folder / RECIPE_FILE
-    except HubError:
-        path = beside
+    except HubError as error:
+        raise lacking from error
     if not path.is_file():
+        raise lacking
+    recipe = Recipe.load(path)
+    _require_rows_of_the_hub(recipe, source)
+    return recipe
+
+
+def _require_rows_of_the_hub(recipe: Recipe, source: str | Path) -> None:
+    """Raises InputError where a recipe that somebody pushed would have files of this machine or an address read."""
+    for task in recipe.tasks:
+        path, files = task.data.path, task.data.data_files
+        if files is None and FULL_HUB_ID.fullmatch(path) and not Path(path).exists():
+            continue
+        named = f"the files {', '.join(map(quote, files.values()))}" if files else quote(path)
         raise InputError(
-            f"There is no {RECIPE_FILE} beside {member.chain_map.id}, so there are no test rows. Name a recipe with "
-            "--recipe."
+            f"The {RECIPE_FILE} of '{source}' on the Hub takes the rows of task '{task.name}' from {named:.200}: only "
+            "a data set on the Hub (org/name, and no folder here has that name) is read on the word of a recipe from "
+            "there. Name a recipe of yours with --recipe."
         )
-    return path

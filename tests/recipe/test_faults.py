@@ -44,6 +44,7 @@ def told(**changes: Any) -> list[str]:
             {"search": {"preset": "papr"}},
             "search.preset: should not be 'papr'. Did you mean 'paper'? Known",
         ),
+        ({"search": {"preset": [["x"] * 99] * 99}}, "search.preset: should not be [['x', 'x'"),
         ({"search": {"evaluations": "many"}}, "search.evaluations: should be a whole number (got 'many')"),
         ({"search": {"evaluations": 2.5}}, "search.evaluations: should be a whole number (got 2.5)"),
         ({"search": {"seed": -1}}, "search.seed: should be greater than or equal to 0 (got -1)"),

@@ -34,3 +34,12 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], said: str) -> Non
 def test_an_entry_is_a_name_or_a_mapping_with_one() -> None:
     assert settings_of("ties") == ("ties", {})
     assert settings_of({"name": "ties", "density": 0.3}) == ("ties", {"density": 0.3})
+
+
+def test_a_nameless_method_is_shown_by_its_beginning() -> None:
+    nested: list[object] = ["x"]
+    for _ in range(12):
+        nested = [nested] * 4  # written out, more than fits in memory
+    with pytest.raises(ValidationError) as caught:
+        MergeSpec.model_validate({"methods": [{"x": nested}]})
+    assert len(caught.value.errors(include_input=False)[0]["msg"]) < 1_000

@@ -4,11 +4,12 @@ import copy
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hf_merge.errors import InputError
-from hf_merge.storing.hub import Access
+from hf_merge.errors import HubError, InputError
+from hf_merge.storing.hub import Access, Resolved
 from hf_merge.storing.results import Report
 from hf_merge.workflow.evaluate import TOLERANCE, evaluate
 from hf_merge.workflow.publish import push
@@ -85,3 +86,51 @@ def test_without_a_recipe_there_are_no_test_rows(
     (pushed,) = done.members.values()
     with pytest.raises(InputError, match="--recipe"):
         evaluate(pushed.repo, progress=False, access=access)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"path": "parquet", "data_files": {"test": "/etc/passwd"}}, "/etc/passwd"),
+        ({"path": "json", "data_files": {"test": "http://10.0.0.1/x"}}, "http://10.0.0.1/x"),
+        ({"path": "someone/rows", "data_files": {"test": "/etc/passwd"}}, "/etc/passwd"),
+        ({"path": "/srv/rows"}, "/srv/rows"),
+        ({"path": "imagefolder"}, "imagefolder"),
+        ({"path": "own/rows"}, "own/rows"),
+    ],
+)
+def test_a_recipe_from_the_hub_has_no_file_of_this_machine_read(
+    tiny_run: TinyRun, measured: tuple[Path, Report], access: Access, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    data: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "own" / "rows").mkdir(parents=True)
+    push(measured[0], "alice/tiny", max_configs=1, progress=False, access=access)
+    document = copy.deepcopy(tiny_run.document)
+    document["tasks"][0]["data"] = {"text": "text", **data}
+    theirs = write_recipe(tmp_path / "recipe.yaml", document)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_merge.storing.hub.pull_files", lambda *_, **__: Resolved("", theirs.parent, "0" * 40))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("read all the same"))
+    with pytest.raises(InputError, match=f"{re.escape(said)}.*only a data set on the Hub.*--recipe"):
+        evaluate("alice/tiny", progress=False, access=access)
+
+
+def test_a_recipe_from_the_hub_may_name_data_sets_there(
+    tiny_run: TinyRun, measured: tuple[Path, Report], access: Access, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    push(measured[0], "alice/tiny", max_configs=1, progress=False, access=access)
+    document = copy.deepcopy(tiny_run.document)
+    for task in document["tasks"]:
+        task["data"] = {"text": "text", "path": "someone/rows", "name": task["name"]}
+    theirs = write_recipe(tmp_path / "recipe.yaml", document)
+    monkeypatch.setattr("hf_merge.storing.hub.pull_files", lambda *_, **__: Resolved("", theirs.parent, "0" * 40))
+    asked = []
+
+    def refuse(path: str, name: str, **_: object) -> None:
+        asked.append((path, name))
+        raise ConnectionError("not here")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(HubError, match="someone/rows"):
+        evaluate("alice/tiny", progress=False, access=access)
+    assert asked == [("someone/rows", tiny_run.document["tasks"][0]["name"])]
