@@ -19,6 +19,7 @@ class Limits:
         tokenizer_bytes: Bytes of one tokenizer file; the largest vocabularies in use take about 35 MiB.
         index_bytes: Bytes of a checkpoint's `model.safetensors.index.json`; 300,000 tensors take about 30 MiB.
         header_bytes: Bytes of one safetensors header; 10,000 tensors take about 2 MiB (the library allows 100 MB).
+        sound_bytes: Bytes of one WAV file; two hours at 16 kHz take 220 MiB, what is classified lasts seconds.
         json_depth: Levels of nested JSON; our own files need 5, configurations of transformers fewer than 10.
         tensors_per_file: Tensors in one safetensors file; the largest experts in use hold a few thousand.
         dimensions: Dimensions of a tensor; convolutions over video, the deepest in use, need 5.
@@ -42,6 +43,7 @@ class Limits:
     tokenizer_bytes: int = 64 * MIB
     index_bytes: int = 32 * MIB
     header_bytes: int = 4 * MIB
+    sound_bytes: int = 256 * MIB
     json_depth: int = 16
     tensors_per_file: int = 10_000
     dimensions: int = 8

@@ -4,6 +4,7 @@ Whatever is wrong with a sound is a ValueError that says what to do; who asked s
 """
 
 import io
+import os
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hf_merge.errors import CheckpointDamaged
+from hf_merge.storing import disk
+from hf_merge.storing.limits import LIMITS
 
 
 _RIFF = b"RIFF"
@@ -37,10 +42,10 @@ def read_sound(path: Path) -> Sound:
     """Returns the sound in a WAV file.
 
     Raises:
-        ValueError: It is no WAV file of integer PCM samples, or is cut short.
+        ValueError: It is no WAV file of integer PCM samples, is cut short, or is larger than `LIMITS.sound_bytes`.
         OSError: The file cannot be read.
     """
-    return parse_wav(path.read_bytes(), str(path))
+    return parse_wav(_held(path), str(path))
 
 
 def parse_wav(content: bytes, origin: str) -> Sound:
@@ -115,13 +120,28 @@ def sound_in(cell: Any, origin: str) -> Sound:
     if isinstance(cell, bytes):
         return parse_wav(cell, origin)
     if isinstance(cell, str | Path):
-        return parse_wav(Path(cell).read_bytes(), origin)
+        return parse_wav(_held(Path(cell)), origin)
     if isinstance(cell, dict) and {"array", "sampling_rate"} <= cell.keys():
         return sound_of(cell["array"], cell["sampling_rate"], origin)
     if isinstance(cell, dict) and (cell.get("bytes") or cell.get("path")):
         return sound_in(cell.get("bytes") or cell["path"], origin)
     shown = f"the keys {sorted(map(str, cell))[:_SHOWN]}" if isinstance(cell, dict) else type(cell).__name__
     raise ValueError(f"it is {shown}: give a WAV file, or a mapping of 'array' and 'sampling_rate'")
+
+
+def _held(path: Path) -> bytes:
+    """Returns the bytes of a regular file, which the cell of a data set may name: no device, and not without end."""
+    try:
+        descriptor = disk.open_regular(path)
+    except CheckpointDamaged as refused:
+        if isinstance(refused.__cause__, OSError):
+            raise refused.__cause__ from None
+        raise ValueError(f"'{path}' is no regular file: name a WAV file") from refused
+    with os.fdopen(descriptor, "rb") as file:
+        held = file.read(LIMITS.sound_bytes + 1)
+    if len(held) > LIMITS.sound_bytes:
+        raise ValueError(f"'{path}' is larger than {LIMITS.sound_bytes} bytes: cut it into shorter sounds")
+    return held
 
 
 def _as_floats(held: bytes, width: int) -> NDArray[np.float32]:

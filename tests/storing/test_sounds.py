@@ -1,6 +1,8 @@
 """WAV files and samples become sounds; whatever is neither is refused with the way out."""
 
 import io
+import os
+import re
 import struct
 import wave
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.sounds import parse_wav, read_sound, sound_in, sound_of
 
 
@@ -111,3 +114,19 @@ def test_what_is_no_cell_is_refused(cell: Any, message: str) -> None:
 def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sound_in({"bytes": None, "path": str(tmp_path / "gone.wav")}, "here")
+
+
+def test_what_a_cell_names_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match=f"'{re.escape(str(place))}' is no regular file"):
+            sound_in({"bytes": None, "path": str(place)}, "here")
+
+
+def test_no_more_is_read_of_a_file_than_a_sound_may_take(tmp_path: Path) -> None:
+    file = tmp_path / "endless.wav"
+    file.write_bytes(wav(b"\x00\x40"))
+    os.truncate(file, 1 << 42)  # more than fits in memory, and nothing on the disk
+    for read in (read_sound, lambda path: sound_in(path, "here")):
+        with pytest.raises(ValueError, match=f"larger than {LIMITS.sound_bytes} bytes: cut it"):
+            read(file)
