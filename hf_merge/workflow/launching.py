@@ -4,6 +4,7 @@ Started here, rank 0 is this very process, so that its exit code and its message
 the same command and end with it.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -19,14 +20,21 @@ import torch
 from hf_merge.errors import InputError, WorkerError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.ranks import Ranks
+from hf_merge.storing import hub
 
 
+_ACCESS = "HF_MERGE_ACCESS"  # in the environment of ranks started here; a command line is for all users to read
 _END_SECONDS, _LAST_WORDS_SECONDS = 1.0, 5.0
 
 
 @contextmanager
 def joined_ranks(
-    recipe: Recipe, out: Path, processes: int, deadline_seconds: float, device: str = "auto"
+    recipe: Recipe,
+    out: Path,
+    processes: int,
+    deadline_seconds: float,
+    device: str = "auto",
+    access: hub.Access = hub.AS_USUAL,
 ) -> Iterator[Ranks]:
     """Yields the ranks of a search, started where this process is to start them, and parts from them at the end.
 
@@ -36,6 +44,7 @@ def joined_ranks(
         processes: How many processes on this machine; 1 for this one alone, or for those of a launcher.
         deadline_seconds: How long one rank waits for another.
         device: What those started here compute on, as in `device_of`.
+        access: How those started here reach the Hub.
 
     Raises:
         InputError: The number of processes is impossible, or a launcher has started some already.
@@ -55,8 +64,25 @@ def joined_ranks(
             yield ranks
     else:
         options = ["--out", str(out), "--device", device, "--deadline", str(deadline_seconds)]
-        with _started(recipe, processes, options), _joined(deadline_seconds) as ranks:
+        with _started(recipe, processes, options, access), _joined(deadline_seconds) as ranks:
             yield ranks
+
+
+def handed_access(access: hub.Access) -> hub.Access:
+    """Returns how this process reaches the Hub: as who started it does, where it is a rank that was started here."""
+    given = os.environ.get(_ACCESS)
+    return access if given is None else hub.Access(**json.loads(given))
+
+
+def _handed_on(access: hub.Access) -> dict[str, str]:
+    """Returns the environment from which `handed_access` reads."""
+    given = {
+        "token": access.token,
+        "cache_dir": None if access.cache_dir is None else str(access.cache_dir),
+        "local_files_only": access.local_files_only,
+        "endpoint": access.endpoint,
+    }
+    return {_ACCESS: json.dumps(given)}
 
 
 @contextmanager
@@ -69,7 +95,7 @@ def _joined(deadline_seconds: float) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _started(recipe: Recipe, processes: int, options: Sequence[str]) -> Iterator[None]:
+def _started(recipe: Recipe, processes: int, options: Sequence[str], access: hub.Access) -> Iterator[None]:
     """Starts all ranks but the first, which this process becomes, and ends them.
 
     All compute with the same number of threads, as sums in another order would be other scores.
@@ -86,8 +112,10 @@ def _started(recipe: Recipe, processes: int, options: Sequence[str]) -> Iterator
         path = Path(scratch) / "recipe.yaml"
         path.write_text(recipe.dump(), encoding="utf-8")
         command = [sys.executable, "-m", "hf_merge", "search", str(path), *options]
-        workers = [_Worker(rank, command, common, Path(scratch)) for rank in range(1, processes)]
+        workers: list[_Worker] = []
         try:
+            for rank in range(1, processes):  # of which one may fail to start
+                workers.append(_Worker(rank, command, common | _handed_on(access), Path(scratch)))
             with _environment(common | _place(0)), _computing_with(threads):
                 yield
         except WorkerError as error:

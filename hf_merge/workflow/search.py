@@ -31,7 +31,7 @@ from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.workflow.advice import advise, log_ranges
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.configurations import front_point, new_builder, proposals
-from hf_merge.workflow.launching import joined_ranks
+from hf_merge.workflow.launching import handed_access, joined_ranks
 from hf_merge.workflow.progress import Listener, Progress, followed
 from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
@@ -80,10 +80,10 @@ def search(
         WorkerError: A process died or hung; what was evaluated is in the journal.
     """
     place = device_of(device)
-    with joined_ranks(recipe, out, processes, deadline_seconds, device) as ranks:
+    with joined_ranks(recipe, out, processes, deadline_seconds, device, access) as ranks:
         if ranks.leads:
             return _lead(_Request(recipe, out, resume, state_bytes, place, progress, access), ranks)
-        return _work(ranks, place, access)
+        return _work(ranks, place, handed_access(access))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import torch
 from hf_merge.errors import InputError, WorkerError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.ranks import Ranks
-from hf_merge.workflow.launching import joined_ranks
+from hf_merge.storing.hub import Access
+from hf_merge.workflow.launching import handed_access, joined_ranks
 from hf_merge.workflow.search import search
 from tests.tiny_runs import ROUTER, SEARCH, TinyRun, write_recipe
 
@@ -94,6 +97,92 @@ def test_all_ranks_wait_as_long_and_compute_with_as_many_threads(
     assert [command[command.index("--deadline") + 1] for command, _ in started] == ["14400.5"] * 2
     assert [count for _, count in started] == ["3"] * 2 and threads == [3]
     assert torch.get_num_threads() == before
+
+
+def test_ranks_reach_the_hub_as_who_starts_them_and_no_command_line_tells_the_token(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    class Noted:
+        """A process that is only asked for."""
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            started.append((command, env))
+
+        def wait(self, _: float) -> int:
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Noted)
+    monkeypatch.setattr(Ranks, "join", lambda _: Ranks())
+    for given in (
+        Access(token="hf_secret", cache_dir=tmp_path / "cache", local_files_only=True, endpoint="https://hub.example"),
+        Access(token=False),
+        Access(),
+    ):
+        with joined_ranks(tiny_run.recipe, tmp_path, 2, 60, access=given):
+            assert handed_access(given) is given  # rank 0 needs no telling
+        command, environment = started.pop()
+        assert "hf_secret" not in " ".join(command)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", environment)
+            found = handed_access(Access())
+        cache = None if given.cache_dir is None else str(given.cache_dir)
+        assert found == replace(given, cache_dir=cache)
+
+
+def test_a_search_hands_its_access_on_and_its_workers_take_it(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, used = Access(token="hf_secret", endpoint="https://hub.example"), []
+
+    class Inside:
+        """A process that does here what it is to do there."""
+
+        def __init__(self, _: list[str], env: dict[str, str], **__: object) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "environ", env)
+                patch.setattr("hf_merge.workflow.search.joined_ranks", lambda *_: nullcontext(Ranks(1, 2)))
+                search(tiny_run.recipe, tmp_path, progress=False)
+
+        def poll(self) -> int:
+            return 0
+
+        def wait(self, _: float) -> int:
+            return 0
+
+    def in_vain(_: float) -> Ranks:
+        raise WorkerError("in vain")
+
+    monkeypatch.setattr("subprocess.Popen", Inside)
+    monkeypatch.setattr(Ranks, "join", in_vain)
+    monkeypatch.setattr("hf_merge.workflow.search._work", lambda ranks, place, access: used.append(access))
+    with pytest.raises(WorkerError, match="in vain"):
+        search(tiny_run.recipe, tmp_path, processes=2, progress=False, access=given)
+    assert used == [given]
+
+
+def test_ranks_that_were_started_are_ended_where_a_later_one_cannot_be(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living: list[object] = []
+
+    class Scarce:
+        """A process of which the system has two."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            if len(living) == 2:
+                raise OSError(12, "Cannot allocate memory")
+            living.append(self)
+
+        def wait(self, _: float | None = None) -> int:
+            living.remove(self)
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Scarce)
+    with pytest.raises(OSError, match="allocate"), joined_ranks(tiny_run.recipe, tmp_path, 4, 60):
+        pytest.fail("joined all the same")
+    assert living == []
 
 
 @pytest.fixture(scope="module")
