@@ -2,10 +2,13 @@
 
 The tensors keep the names, shapes and types that another checkpoint has on disk. They may come in any order, so what
 a merge spans never has to fit the order of a file. The folder gets its name when all of it is on the disk; before, it
-lies beside it under a name of its own.
+lies beside it under a name of its own, locked by the kernel, so that what a killed merge left is known as such.
 """
 
+import fcntl
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,22 +56,26 @@ class ModelFolder:
             settings: Folders that may hold tokenizer or processor files; the first that has any is copied from.
 
         Raises:
-            RunFolderError: `out` is a file, or a folder that holds something.
+            RunFolderError: `out` is a file, or a folder that holds something or cannot be replaced.
             ResourceError: The disk refused.
         """
-        self._out, self._like, self._settings = out, like, tuple(settings)
-        self._partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+        # Of a link what it points to is replaced: a folder cannot take a link's place.
+        self._out, self._like, self._settings = out.resolve(), like, tuple(settings)
+        self._partial = self._out.parent / f".{self._out.name}.{secrets.token_hex(8)}.partial"
         self._slots: dict[str, _Slot] = {}
         self._descriptors: list[int] = []
+        self._lock: list[int] = []
         self._missing = set(like.specs)
 
     def __enter__(self) -> Self:
         require_free(self._out)
         with disk.naming(self._out):
             self._out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._partial, ignore_errors=True)
+            _sweep(self._out)
             self._partial.mkdir()
         try:
+            with suppress(OSError):  # where there are no locks, nobody sweeps either
+                self._lock.append(_locked(self._partial))
             self._begin()
         except BaseException:
             self._give_up()
@@ -145,31 +152,60 @@ class ModelFolder:
         with disk.naming(self._out):
             for descriptor in self._descriptors:
                 disk.sync(descriptor)
-            self._close()
+            _close(self._descriptors)
             disk.sync_folder(self._partial)
             disk.replace(self._partial, self._out)
             disk.sync_folder(self._out.parent)
+        _close(self._lock)
 
     def _give_up(self) -> None:
-        self._close()
+        _close(self._descriptors)
         shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _close(self) -> None:
-        while self._descriptors:
-            with suppress(OSError):
-                os.close(self._descriptors.pop())
+        _close(self._lock)
 
 
 def require_free(out: Path) -> None:
-    """Returns if a folder is new or empty.
+    """Returns if a folder is new, or empty and such that another can take its place.
 
     Raises:
-        RunFolderError: It is a file, or holds something.
+        RunFolderError: It is a file, holds something, is mounted, or is where this process works.
         ResourceError: It cannot be read.
     """
     with disk.naming(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RunFolderError(f"{out} exists already and is not empty. Choose a new or empty folder.")
+        kind = "the current folder" if out.resolve() == Path.cwd() else "a mount point" if out.is_mount() else None
+    if kind is not None:
+        raise RunFolderError(
+            f"{out} is {kind}, and the model's folder cannot take its place. Name a new folder, as {out / 'model'}."
+        )
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed merges into `out` left beside it: what nobody holds the lock of."""
+    left = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]+\.partial")
+    for partial in [path for path in out.parent.iterdir() if left.fullmatch(path.name)]:
+        with suppress(OSError):  # somebody writes it
+            lock = _locked(partial)
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """Returns the descriptor of a folder that nobody else has locked; the kernel frees it even after kill -9."""
+    descriptor = disk.open_file(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        with suppress(OSError):
+            os.close(descriptors.pop())
 
 
 def _cut(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:

@@ -147,7 +147,7 @@ def _merge(asked: _Request, out: Path) -> Merged:
         like = base if head is None else tuned[head]
         with ModelFolder(out, like, folders) as folder:
             kept = _write(folder, like, family, asked)
-            folder.add_file(CARD_FILE, _card(out.name, family, asked))
+            folder.add_file(CARD_FILE, _card(out.resolve().name, family, asked))
         return Merged(out, tuple(tuned), asked.spec.as_json(), family.parameters, kept, head)
 
 

@@ -1,6 +1,7 @@
 """A model folder written tensor by tensor: what transformers and safetensors read, all of it or nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hf_merge.errors import ResourceError, RunFolderError
 from hf_merge.storing import disk, model_folder
 from hf_merge.storing.checkpoints import Checkpoint
-from hf_merge.storing.model_folder import ModelFolder
+from hf_merge.storing.model_folder import ModelFolder, require_free
 
 
 TENSORS = {
@@ -109,3 +110,41 @@ def test_an_empty_folder_is_taken(tmp_path: Path, like: Checkpoint) -> None:
     (tmp_path / "out").mkdir()
     _write_all(tmp_path / "out", like)
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_the_folder_that_a_link_points_to_is_taken(tmp_path: Path, like: Checkpoint) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    _write_all(tmp_path / "out", like)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "elsewhere" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("out", "said"), [(".", "current folder"), ("here/..", "current folder"), ("on", "mount")])
+def test_a_folder_that_no_other_can_replace_is_refused_at_once(
+    tmp_path: Path, like: Checkpoint, monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    (tmp_path / "work" / "on").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "on")
+    if out != "on":
+        (tmp_path / "work" / "on").rmdir()
+    with pytest.raises(RunFolderError, match=f"{said}.*Name a new folder"):
+        require_free(Path(out))
+    with pytest.raises(RunFolderError, match=said):
+        _write_all(Path(out), like)
+    assert {path.name for path in tmp_path.iterdir()} == {"like", "work"}
+
+
+def test_what_a_killed_merge_left_is_swept_and_what_another_writes_is_not(tmp_path: Path, like: Checkpoint) -> None:
+    others = {tmp_path / name for name in (".out.part", ".out2.11.partial", ".out.x.partial", "out.11.partial")}
+    for path in (tmp_path / ".out.4711.partial", *others):
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"0")
+    with ModelFolder(tmp_path / "out", like, []) as slow:
+        (written,) = tmp_path.glob(".out.????????????????.partial")
+        _write_all(tmp_path / "out", like)
+        assert written.is_dir()
+        for name in like.specs:
+            slow.copy(name)
+        shutil.rmtree(tmp_path / "out")
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / "out", tmp_path / "like"}
