@@ -20,6 +20,7 @@ from hf_merge.modeling.assembly import Head, Kind, TaskModel
 from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.modeling.language import SpecialTokens, task_model
 from hf_merge.modeling.on_use import set_on_use
+from hf_merge.serving.decoding import Decoder
 from hf_merge.serving.packing import PackedExperts
 from hf_merge.serving.recombine import Recombiner
 from hf_merge.serving.router import Router
@@ -62,6 +63,7 @@ class Assembler:
             raise MalformedChainMap(f"{member.source}: no task has a head, so nothing says what it answers.")
         self._member, self.device, self.dtype = member, device, dtype
         self.packed = PackedExperts(member, device, dtype) if packed else None
+        self._decoder = Decoder(member)
         for name in member.files:
             if not _holds_weights(name):
                 member.check(name)
@@ -127,7 +129,7 @@ class Assembler:
             chain = member.chain_map.chains[task]
             missing = [entry for entry in member.experts if entry.id in chain and entry.id not in decoded]
             with ThreadPoolExecutor(_DECODERS) as pool:
-                found = pool.map(lambda entry: self._placed(member.expert(entry)), missing)
+                found = pool.map(lambda entry: self._placed(self._decoder.expert(entry)), missing)
                 decoded |= zip([entry.id for entry in missing], found, strict=True)
             for identifier in chain:
                 model.set_backbone(decoded[identifier], self.trunk)

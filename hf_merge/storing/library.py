@@ -117,14 +117,19 @@ class Member:
         for name in self.files:
             self.check(name)
 
-    def expert(self, entry: ExpertEntry) -> dict[str, Tensor]:
+    def expert(self, entry: ExpertEntry, shared: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Returns an expert's weights, decoded to float32, by tensor name.
+
+        Args:
+            entry: The expert.
+            shared: What this returns for the shared expert that it differs from, where that is known; only read. None
+                has that one read too.
 
         Raises:
             DigestMismatch: The shard is not the one that the map was written for.
             MalformedChainMap: The shard does not hold the expert that the map describes.
         """
-        return dict(self._decoded(entry, self._names(entry)))
+        return dict(self._decoded(entry, self._names(entry), shared))
 
     def encoded(self, entry: ExpertEntry) -> EncodedExpert:
         """Returns an expert as it is stored, read and checked.
@@ -167,7 +172,9 @@ class Member:
         with SafetensorsFile(self.check(ROUTER_FILE)) as file:
             return {name: file.read(name) for name in file.specs}
 
-    def _decoded(self, entry: ExpertEntry, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    def _decoded(
+        self, entry: ExpertEntry, names: Sequence[str], known: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yields an expert's weights by name; a difference is added to its shared expert tensor by tensor."""
         codec = self._codecs[entry.id]
         stored = self._stored(entry, entry.id, names, codec.name)
@@ -176,7 +183,8 @@ class Member:
                 yield name, decode_expert(codec, (name,), tensors)[name]
             return
         shared = next(expert for expert in self.chain_map.experts if expert.id == entry.reference)
-        for (name, tensors), reference in zip(stored, self._decoded(shared, names), strict=True):
+        references = self._decoded(shared, names) if known is None else ((name, known[name]) for name in names)
+        for (name, tensors), reference in zip(stored, references, strict=True):
             yield name, decode_expert(codec, (name,), tensors, dict([reference]))[name]
 
     def _codec(self, entry: ExpertEntry) -> CodecSpec:

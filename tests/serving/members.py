@@ -34,10 +34,11 @@ MIXED = ((0, 0, 1), (0, 0, 0), (0, 1, 2), (0, 1, 0))
 SHARED = ((0, 0, 1),) * 4  # two tasks have the same chain
 
 
-def builder_of(family: Family, codec: str = "int8") -> ExpertBuilder:
-    components = decompose(family.shapes, "type")
-    method, coded = MethodSpec.resolve("task_arithmetic"), CodecSpec.resolve(codec)
-    return ExpertBuilder(family, components, [method], [coded], limit_bytes=10**9)
+def builder_of(family: Family, *codecs: str) -> ExpertBuilder:
+    components, method = decompose(family.shapes, "type"), MethodSpec.resolve("task_arithmetic")
+    return ExpertBuilder(
+        family, components, [method], [CodecSpec.resolve(name) for name in codecs or ("int8",)], limit_bytes=10**9
+    )
 
 
 def rows_of(tiny: TinyFamily, task: str, split: str = "validation") -> list[Any]:
@@ -73,14 +74,20 @@ def write(
     router: bytes | None = None,
     codec: str = "int8",
     dtype: str = "float32",
+    differences: str | None = None,
 ) -> FrontPoint:
-    """Writes the member of a grouping into `folder` and returns its point on a front."""
-    builder = builder_of(family, codec)
-    keys = {key.id: key for key in builder.keys(Configuration(grouping))}
+    """Writes the member of a grouping into `folder` and returns its point on a front.
+
+    `differences` is the residual codec of all components but the last, the norms, of which it quantises nothing.
+    """
+    builder = builder_of(family, codec, *([differences] if differences else []))
+    stored = (*[1] * (len(grouping) - 1), 0) if differences else ()
+    configuration = Configuration(grouping, codecs=stored)
+    keys = {key.id: key for key in builder.keys(configuration)}
     for key in keys.values():  # whose cost is exact once built
         builder.expert(key)
     heads = {task: Head.of(tuned.config) for task, tuned in family.tasks.items()}
-    cost = builder.cost(Configuration(grouping))
+    cost = builder.cost(configuration)
     point = FrontPoint(
         id=configuration_id(builder.components, builder.tasks, grouping, builder.methods[0], builder.codecs[0], cost),
         cost=cost,
@@ -101,7 +108,7 @@ def write(
         model=ModelEntry(tiny.kind, None),
         components=tuple(ComponentEntry(component.name, component.tensors) for component in builder.components),
         experts=(),
-        chains={task: tuple(key.id for key in builder.chain(Configuration(grouping), task)) for task in family.tasks},
+        chains={task: tuple(key.id for key in builder.chain(configuration, task)) for task in family.tasks},
         heads={},
         files={},
     )
@@ -121,6 +128,7 @@ def write(
         config=skeleton_config(family.base.config),
         settings=[tiny.base],
         card=lambda _: "# A member\n",
+        references={key.id: key.reference.id for key in keys.values() if key.reference is not None},
     )
     write_member(folder, content)
     return point
