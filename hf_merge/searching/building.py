@@ -18,6 +18,7 @@ from hf_merge.storing.families import Family
 
 
 Chain: TypeAlias = tuple[ExpertKey, ...]
+_KEPT_KEYS = 2**15  # about 30 MB; a search proposes the same groups again and again
 
 
 class GatheredForGroups(Protocol):
@@ -77,6 +78,8 @@ class ExpertBuilder:
         self._expected: dict[tuple[str, CodecSpec], float] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
         self._remembered: dict[str, float] = {}
+        self._keys: dict[tuple[int, tuple[int, ...], int, int], ExpertKey] = {}
+        self._references: dict[tuple[int, int], ExpertKey] = {}
 
     def chain(self, configuration: Configuration, task: str) -> Chain:
         """Returns a task's chain: one expert identity per component."""
@@ -184,13 +187,22 @@ class ExpertBuilder:
         return kept[1]
 
     def _key(self, index: int, members: Sequence[int], configuration: Configuration) -> ExpertKey:
-        component = self.components[index]
+        """Returns the identity of a group's expert, the same object again: a new one would work out its id anew."""
+        place = index, tuple(members), configuration.method(index), configuration.codec(index)
+        key = self._keys.get(place)
+        if key is None:
+            if len(self._keys) >= _KEPT_KEYS:
+                self._keys.clear()
+            key = self._keys[place] = self._new_key(*place)
+        return key
+
+    def _new_key(self, index: int, members: Sequence[int], method: int, codec: int) -> ExpertKey:
+        component, merged, shared = self.components[index], self.methods[method], None
         names = [] if component.shared else [self.tasks[number] for number in members]
-        method, codec = self.methods[configuration.method(index)], self.codecs[configuration.codec(index)]
-        shared = None
-        if codec.residual:
-            shared = expert_key(component.name, self.tasks, method, self.codecs[0])
-        return expert_key(component.name, names, method, codec, shared)
+        if self.codecs[codec].residual:
+            new = expert_key(component.name, self.tasks, merged, self.codecs[0])
+            shared = self._references.setdefault((index, method), new)
+        return expert_key(component.name, names, merged, self.codecs[codec], shared)
 
     def _parameters(self, key: ExpertKey) -> float:
         if key.id in self._measured:

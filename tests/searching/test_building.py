@@ -1,15 +1,21 @@
 """Experts are built on demand, kept within their limit, and cost what they take."""
 
+import operator
+
+import numpy as np
 import pytest
 import torch
 
 from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.components import decompose
+from hf_merge.merging.experts import ExpertKey
 from hf_merge.merging.grouping import groups
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.searching import building
 from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
+from hf_merge.searching.space import SearchSpace
 from hf_merge.storing.families import Family
 from tests.searching.test_evaluation import (
     MERGED,
@@ -84,6 +90,30 @@ def test_keys_are_each_group_once(evaluator: Evaluator) -> None:
     for task, chain in chains.items():
         assert [key.component for key in chain] == [part.name for part in evaluator.builder.components]
         assert all(task in key.members for key in chain)
+
+
+@pytest.mark.parametrize("limit", [2**15, 1])
+def test_identities_are_kept_and_those_that_are_worked_out_anew_are_the_same(
+    limit: int, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_KEPT_KEYS", limit)
+    methods = [MethodSpec.resolve("average"), MethodSpec.resolve("ties")]
+    codecs = [CodecSpec.resolve(name) for name in ("int8", "full", "sign")]
+    parts = decompose(family.shapes, "type")
+    builder = ExpertBuilder(family, parts, methods, codecs, limit_bytes=0)
+    again = ExpertBuilder(family, parts, methods, codecs, limit_bytes=0)
+    rng = np.random.default_rng(0)
+    names = tuple(part.name for part in parts)
+    space = SearchSpace(names, builder.tasks, methods=2, codecs=3, residual=frozenset({2}))
+    for configuration in (space.random(rng) for _ in range(40)):
+        for key in builder.keys(configuration):
+            anew = ExpertKey(key.component, key.members, key.method, key.codec, key.reference)
+            assert (anew, anew.id) == (key, key.id)
+        assert builder.keys(configuration) == again.keys(configuration)
+        again._keys.clear()
+        assert len(builder._keys) <= limit
+        if limit > 1:
+            assert all(map(operator.is_, builder.keys(configuration), builder.keys(configuration)))
 
 
 def test_a_shared_expert_is_decoded_once_for_all_that_differ_from_it(family: Family) -> None:
