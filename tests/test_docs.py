@@ -98,7 +98,8 @@ def test_the_page_on_the_command_line_is_what_the_commands_say() -> None:
 
 def test_the_page_on_the_command_line_shows_values_as_the_options_call_them() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for shown in ("--set NAME=VALUE", "--set METHOD.NAME=VALUE", "--head TASK", "--claim P", "--with RUN", "--out OUT"):
+    named = ("--set NAME=VALUE", "--set METHOD.NAME=VALUE", "--head TASK", "--claim P", "--with RUN", "--out OUT")
+    for shown in named:
         assert f"| `{shown}` |" in page
 
 

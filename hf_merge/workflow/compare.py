@@ -86,8 +86,7 @@ def compare(
         DatasetError: A task's data lack what they need.
         InputError: `multitask` holds no such model.
     """
-    if out is not None and (out / JOURNAL_FILE).exists():
-        raise RunFolderError(f"{out} is the folder of a search, whose router would be replaced. Give another folder.")
+    _require_no_run(out)
     specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
@@ -105,6 +104,11 @@ def compare(
     if out is not None:
         _write(comparison, out)
     return comparison
+
+
+def _require_no_run(out: Path | None) -> None:
+    if out is not None and (out / JOURNAL_FILE).exists():
+        raise RunFolderError(f"{out} is the folder of a search, whose router would be replaced. Give another folder.")
 
 
 def _write(comparison: Comparison, out: Path) -> None:
