@@ -282,7 +282,7 @@ SETTINGS: dict[str, tuple[str, object, tuple[str, ...]]] = {
     "method": ("merge.methods", ["task_arithmetik"], ("Did you mean 'task_arithmetic'?",)),
     "hyperparameter": ("merge.methods", [{"name": "ties", "densty": 0.2}], ("Did you mean 'density'?",)),
     "codec": ("merge.codecs", ["int9"], ("Did you mean 'int8'?",)),
-    "granularity": ("merge.granularity", "typ", ("Did you mean 'type'?",)),
+    "granularity": ("merge.granularity", "typ", ("Did you mean 'type' or 'type-layer'",)),
     "evaluations": ("search.evaluations", 3, ("evaluations (3) below the population (4)",)),
     "key": ("search.evalutions", 3, ("search.evalutions: unknown setting", "Did you mean 'evaluations'?")),
     "base": ("base.model", "./nowhere/base", ("nowhere/base",)),
