@@ -21,6 +21,11 @@ from hf_merge.storing.library import EncodedExpert, Member
 MEMORY = ("auto", "dense", "packed")
 CACHE_BYTES = 16 * 2**20
 _MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_LEDGERS = (  # of cgroups 2 and 1: a container's limit, what it uses, and where under which name what of that is cache
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 class PackedExperts:
@@ -121,14 +126,29 @@ def decoded_bytes(chain_map: ChainMap, tasks: tuple[str, ...], dtype: torch.dtyp
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Returns the memory that is free on a device, None where nobody says."""
+    """Returns the memory that is free on a device, in a container no more than its limit leaves; None if none says."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu" or not _MEMINFO.is_file():
+    if device.type != "cpu":
         return None
-    return _available(dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line))
+    kib = _entries(_MEMINFO).get("MemAvailable:")
+    said = [None if kib is None else kib * 1024]
+    said += [_left(_CGROUP / limit, _CGROUP / usage, _CGROUP / stat, cache) for limit, usage, stat, cache in _LEDGERS]
+    return min((free for free in said if free is not None), default=None)
 
 
-def _available(fields: Mapping[str, str]) -> int | None:
-    words = fields.get("MemAvailable", "").split()
-    return int(words[0]) * 1024 if words and words[0].isdigit() else None
+def _left(limit: Path, usage: Path, stat: Path, cache: str) -> int | None:
+    """Returns what a container's limit leaves, None where there is none; cached files make room when asked to."""
+    most, used = _number(limit), _number(usage)
+    return None if most is None or used is None else max(0, most - used + _entries(stat).get(cache, 0))
+
+
+def _number(file: Path) -> int | None:
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def _entries(file: Path) -> Mapping[str, int]:
+    """Returns the first number of each line by the word before it."""
+    lines = [line.split() for line in file.read_text().splitlines()] if file.is_file() else []
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

@@ -101,11 +101,43 @@ def test_a_mode_that_is_none_is_refused(member: Path) -> None:
 def test_free_memory_is_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\n")
     monkeypatch.setattr(packing, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(packing, "_CGROUP", tmp_path / "nowhere")
     assert free_bytes(CPU) == 7 * 1024
     (tmp_path / "meminfo").write_text("MemTotal: 10 kB\n")
     assert free_bytes(CPU) is None
     monkeypatch.setattr(packing, "_MEMINFO", tmp_path / "nowhere")
     assert free_bytes(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"memory.max": "9000", "memory.current": "5000", "memory.stat": "anon 3\ninactive_file 1000"}, 5000),
+        ({"memory.max": "9000", "memory.current": "5000"}, 4000),
+        ({"memory.max": "9000", "memory.current": "9500"}, 0),
+        ({"memory.max": "90000", "memory.current": "5000"}, 7 * 1024),
+        ({"memory.max": "max", "memory.current": "5000"}, 7 * 1024),
+        ({"memory/memory.limit_in_bytes": "9000", "memory/memory.usage_in_bytes": "5000"}, 4000),
+        (
+            {
+                "memory/memory.limit_in_bytes": "9000", "memory/memory.usage_in_bytes": "5000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 500",
+            },
+            4500,
+        ),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "1"}, 7 * 1024),
+    ],
+)  # fmt: skip
+def test_a_container_has_no_more_free_than_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
+) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "meminfo").write_text("MemAvailable:    7 kB\n")
+    monkeypatch.setattr(packing, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(packing, "_CGROUP", tmp_path)
+    assert free_bytes(CPU) == free
 
 
 def test_a_shard_that_is_flipped_after_loading_is_refused_when_it_is_used(member: Path) -> None:
