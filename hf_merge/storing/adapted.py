@@ -106,11 +106,15 @@ class Adapted:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """How many labels the head has: its last layer has one row for each, the layers before it are square."""
+        """How many labels the head has: its last layer has one row for each, and nothing takes these as inputs."""
         shapes = [self.adapter.specs[name].shape for name in self.head]
         matrices = [shape for shape in shapes if len(shape) == 2]
-        last = [shape for shape in matrices if shape[0] != shape[1]] or matrices
-        return {"num_labels": min(shape[0] for shape in last)} if last else {}
+        last = [
+            shape
+            for place, shape in enumerate(matrices)
+            if all(shape[0] != inputs for _, inputs in matrices[:place] + matrices[place + 1 :])
+        ]
+        return {"num_labels": min(shape[0] for shape in last or matrices)} if matrices else {}
 
 
 @dataclass(frozen=True)

@@ -243,14 +243,24 @@ def test_a_trained_bias_beside_a_whole_fine_tune_is_the_adapters(
         assert torch.equal(family.tasks["biased"].read(name), trained)
 
 
-def test_the_head_of_more_labels_than_the_model_is_wide_is_counted_right(
-    stack: ExitStack, tiny_adapters: Build, tmp_path: Path
+@pytest.mark.parametrize(
+    ("layer", "width", "labels"),
+    [
+        ("classifier.dense", 32, 150),
+        ("classifier.dense", 32, 32),  # as many as the layer before is wide
+        ("projector", 16, 150),  # Wav2Vec2's and Whisper's, which narrows
+        ("projector", 16, 3),
+        ("projector", 64, 150),
+    ],
+)
+def test_the_labels_of_a_head_of_two_layers_are_counted_at_its_end(
+    stack: ExitStack, tiny_adapters: Build, tmp_path: Path, layer: str, width: int, labels: int
 ) -> None:
     tiny = tiny_adapters("bert", "ia3")
     tensors = {
-        "base_model.model.classifier.dense.weight": torch.zeros(32, 32),
-        "base_model.model.classifier.weight": torch.zeros(150, 32),
-        "base_model.model.classifier.bias": torch.zeros(150),
+        f"base_model.model.{layer}.weight": torch.zeros(width, 32),
+        "base_model.model.classifier.weight": torch.zeros(labels, width),
+        "base_model.model.classifier.bias": torch.zeros(labels),
     }
     folder = edited(tiny.tasks["animals"].folder, tmp_path / "wide", tensors=tensors)
-    assert aligned(stack, tiny.base, {"animals": folder}).tasks["animals"].config == {"num_labels": 150}
+    assert aligned(stack, tiny.base, {"animals": folder}).tasks["animals"].config == {"num_labels": labels}
