@@ -8,11 +8,13 @@ else finds nothing, and gathers anew.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_merge.merging.methods import Gathered
 from hf_merge.storing.durable import write_atomic
+from hf_merge.storing.headers import Header
+from hf_merge.storing.member_files import state_of
 from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 
 
@@ -21,10 +23,12 @@ class GatheredFile:
     """What was gathered of one fine-tune.
 
     Attributes:
-        path: Where it lies; opened for each tensor, so that nothing stays open.
+        path: Where it lies; opened for each tensor, so that nothing stays open. Its header is read once for as long
+            as the file stays the same.
     """
 
     path: Path
+    _known: dict[tuple[int, int, int], Header] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def find(self, name: str) -> Gathered | None:
         """Returns what was gathered of a tensor, or None where there is nothing of the kind.
@@ -32,9 +36,17 @@ class GatheredFile:
         Raises:
             CheckpointDamaged: The file is missing or damaged.
         """
-        with SafetensorsFile(self.path) as file:
-            stored = next((stored for stored in file.specs if stored.partition("/")[2] == name), None)
-            return None if stored is None else Gathered(file.read_float32(stored), int(stored[0] == "1"))
+        with self._opened() as file:
+            axis = next((axis for axis in (0, 1) if f"{axis}/{name}" in file.specs), None)
+            return None if axis is None else Gathered(file.read_float32(f"{axis}/{name}"), axis)
+
+    def _opened(self) -> SafetensorsFile:
+        state = state_of(self.path)
+        file = SafetensorsFile(self.path, header=None if state is None else self._known.get(state))
+        if state is not None and state not in self._known:
+            self._known.clear()
+            self._known[state] = file.header
+        return file
 
 
 def gathered_path(folder: Path, task: str, origin: Mapping[str, str]) -> Path:
