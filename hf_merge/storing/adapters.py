@@ -20,11 +20,12 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, ModelMismatch, PickleRefused
 from hf_merge.merging.factors import A_SUFFIX, B_SUFFIX
+from hf_merge.storing.digests import KeptDigests
 from hf_merge.storing.headers import TensorSpec
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.repo_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hf_merge.storing.strict_json import quote, read_json
-from hf_merge.storing.tensors import SafetensorsFile, sha256_of
+from hf_merge.storing.tensors import SafetensorsFile
 
 
 VECTOR_SUFFIX = ".ia3_l"
@@ -96,7 +97,7 @@ class Adapter:
         self.trained_on: str | None = settings.get("base_model_name_or_path") or None
         self.transposed = settings.get("fan_in_fan_out") is True
         self.scale = _scale(settings, source) if self.kind == "LoRA" else None
-        self._file = SafetensorsFile(folder / ADAPTER_WEIGHTS)
+        self._file, self._digests = SafetensorsFile(folder / ADAPTER_WEIGHTS), KeptDigests()
         self._keys = {name.removeprefix(_PREFIX): name for name in self._file.specs}
         self.specs: dict[str, TensorSpec] = {short: self._file.specs[name] for short, name in self._keys.items()}
 
@@ -119,7 +120,7 @@ class Adapter:
     def digest(self) -> str:
         """Returns the SHA-256 over its weights and its settings, which scale them."""
         parts = (self.folder / ADAPTER_WEIGHTS, self.folder / ADAPTER_CONFIG)
-        return hashlib.sha256(b"".join(bytes.fromhex(sha256_of(path)) for path in parts)).hexdigest()
+        return hashlib.sha256(b"".join(bytes.fromhex(self._digests.of(path)) for path in parts)).hexdigest()
 
     def modules(self) -> dict[str, tuple[str, ...]]:
         """Returns the tensors that act on each module, by the module's path as the adapter has it.

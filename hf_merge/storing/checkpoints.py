@@ -19,12 +19,13 @@ from hf_merge.errors import CheckpointDamaged
 from hf_merge.merging.components import depth_of
 from hf_merge.storing.config_clashes import config_clashes
 from hf_merge.storing.counterparts import backbone_beside, unused_in_all
+from hf_merge.storing.digests import KeptDigests
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.repo_files import ADAPTER_CONFIG
 from hf_merge.storing.shards import find_shards
 from hf_merge.storing.strict_json import quote, read_json
 from hf_merge.storing.tensor_names import is_pooler, present_name, weights_of
-from hf_merge.storing.tensors import SafetensorsFile, TensorSpec, sha256_of
+from hf_merge.storing.tensors import SafetensorsFile, TensorSpec
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -46,7 +47,7 @@ class Checkpoint:
 
     def __init__(self, source: str, folder: Path, revision: str | None = None, *, headers_only: bool = False) -> None:
         """Opens a checkpoint folder; with `headers_only` its weights are holes, and reading one is an error."""
-        self._headers_only = headers_only
+        self._headers_only, self._digests = headers_only, KeptDigests()
         self.source, self.folder, self.revision = source, folder, revision
         self.config: dict[str, Any] = _read_config(folder, source)
         self._files: list[SafetensorsFile] = []
@@ -84,7 +85,7 @@ class Checkpoint:
         """Returns the SHA-256 over its weight files, in the order of their names."""
         joined = hashlib.sha256()
         for path in sorted(file.path for file in self._files):
-            joined.update(bytes.fromhex(sha256_of(path)))
+            joined.update(bytes.fromhex(self._digests.of(path)))
         return joined.hexdigest()
 
     def backbone(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from hf_merge.modeling.mixture import CLAMPED, SIGMOID, Group, Mixture
 from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting
-from hf_merge.workflow.project import Project, Reader, headed_model
+from hf_merge.workflow.project import Project, headed_model
 from hf_merge.workflow.unlabelled import origin, unlabelled_rows
 
 
@@ -85,7 +85,7 @@ def fitted(
 def _pupils(project: Project, names: Sequence[str], method: MethodSpec) -> list[Pupil]:
     """Returns the tasks with their rows and their models."""
     tasks = [task for task in project.recipe.tasks if task.name in names]
-    rows, reader, family = unlabelled_rows(project, tasks, method), Reader(project), project.family
+    rows, reader, family = unlabelled_rows(project, tasks, method), project.reader, project.family
     pupils = []
     for task in tasks:
         model = headed_model(project, task, reader, torch.float32)

@@ -54,7 +54,7 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
         with disk.naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
         rows = unlabelled_rows(project, missing, method)
-        reader = Reader(project)
+        reader = project.reader
         with waiting(progress, f"gathering for {method.name}", sum(map(len, rows.values())), "row") as bar:
             for task in missing:
                 found = _gather(project, task, need, rows[task.name], reader, bar.update)

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +53,7 @@ class Project:
         methods: How groups are merged: one method, or several to choose among for each component.
         codecs: How experts are stored: by one codec, or by several to choose among for each component.
         kind: What the tasks read, and how they answer.
+        unlabelled: The first rows of tasks' routers that were loaded so far, by task and how many.
     """
 
     recipe: Recipe
@@ -60,6 +62,7 @@ class Project:
     methods: tuple[MethodSpec, ...]
     codecs: tuple[CodecSpec, ...]
     kind: Kind
+    unlabelled: dict[tuple[str, int], Rows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def method(self) -> MethodSpec:
@@ -94,6 +97,11 @@ class Project:
         )
         tasks = tuple(self.family.tasks)
         return SearchSpace(names, tasks, shared, len(self.methods), merged, len(self.codecs), residual, whole)
+
+    @cached_property
+    def reader(self) -> "Reader":
+        """The reader of its inputs, loaded when it is first needed."""
+        return Reader(self)
 
     def places(self) -> dict[str, Place]:
         """Returns where every tensor stands in its model; an adapter's stands with the weight that it acts on."""

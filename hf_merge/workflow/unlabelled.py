@@ -17,14 +17,18 @@ logger = logging.getLogger(__name__)
 def unlabelled_rows(project: Project, tasks: Sequence[TaskSpec], method: MethodSpec) -> dict[str, Rows]:
     """Returns the rows that a method looks at, by task; fewer than it asks for are warned of.
 
-    They are the first of those that train the router: none of them is a row that selects or that is reported.
+    They are the first of those that train the router: none of them is a row that selects or that is reported. The
+    project keeps them, since loading draws and decodes all splits and a search asks once for each group.
 
     Raises:
         DatasetError: A task's data lack what they need.
     """
     wanted = int(method.mapping["rows"])
-    heads = {task.name: project.heads[task.name] for task in tasks}
-    rows = {task: data.router.first(wanted) for task, data in load_rows(project.recipe, heads).items()}
+    known = project.unlabelled
+    heads = {task.name: project.heads[task.name] for task in tasks if (task.name, wanted) not in known}
+    for name, data in load_rows(project.recipe, heads).items():
+        known[name, wanted] = data.router.first(wanted)
+    rows = {task.name: known[task.name, wanted] for task in tasks}
     for task, part in rows.items():
         if len(part) < wanted:
             logger.warning("Task '%s': '%s' asks for %d rows, and %d are there.", task, method.name, wanted, len(part))

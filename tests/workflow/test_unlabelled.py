@@ -1,9 +1,15 @@
 """Rows without labels: the first of the router's, none of those that select or are reported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pytest
 
 from hf_merge.merging.methods import MethodSpec, Need
+from hf_merge.modeling.assembly import Head
 from hf_merge.recipe import Recipe
+from hf_merge.searching.tasks import TaskData
+from hf_merge.workflow import unlabelled
 from hf_merge.workflow.project import load_rows, open_project
 from hf_merge.workflow.unlabelled import origin, unlabelled_rows
 from tests.tiny_models import TinyFamily
@@ -20,6 +26,32 @@ def test_they_are_the_first_of_the_routers_rows(tiny_family: Families) -> None:
     assert list(rows) == [task.name for task in project.recipe.tasks[:2]]
     for task, part in rows.items():
         assert len(part) == 7 and part.texts == (known[task].router.texts or ())[:7]
+
+
+def test_they_are_loaded_once_for_a_task_and_are_the_same_as_anew(
+    tiny_family: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[list[str]] = []
+
+    def load(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
+        loaded.append(list(heads))
+        return load_rows(recipe, heads)
+
+    monkeypatch.setattr(unlabelled, "load_rows", load)
+    few, more = (MethodSpec.resolve("expert_merging", {"rows": count}) for count in (4, 7))
+    with open_project(Recipe.parse(tiny_family("distilbert").recipe(), "test")) as project:
+        tasks = project.recipe.tasks
+        first = unlabelled_rows(project, tasks[:2], few)
+        both = unlabelled_rows(project, [tasks[2], tasks[1]], few)
+        fuller = unlabelled_rows(project, tasks[:1], more)
+        anew = unlabelled_rows(replace(project), tasks, few)
+        assert project.reader is project.reader
+    names = [task.name for task in tasks]
+    assert loaded == [names[:2], names[2:3], names[:1], names]
+    assert list(both) == [names[2], names[1]] and both[names[1]] is first[names[1]]
+    assert [len(rows) for rows in (*first.values(), *both.values(), *fuller.values())] == [4, 4, 4, 4, 7]
+    for name, rows in (first | both).items():
+        assert rows is not anew[name] and rows.texts == anew[name].texts
 
 
 def test_whatever_decides_what_is_gathered_is_in_its_origin(tiny_family: Families) -> None:
