@@ -5,6 +5,7 @@ that contradicts itself. Nothing here needs torch, so a map can be judged before
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from hf_merge.errors import MalformedChainMap
@@ -26,6 +27,7 @@ from hf_merge.storing.chain_entries import (
 )
 from hf_merge.storing.json_fields import Field
 from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.ordering import in_order, named_first
 from hf_merge.storing.strict_json import dumps, loads
 
 
@@ -106,21 +108,22 @@ def dump(chain_map: ChainMap) -> bytes:
     if chain_map.heads and chain_map.wordings:
         raise MalformedChainMap(f"{ORIGIN}: heads: a task has either a head or words, and this map holds both.")
     tasks = list(chain_map.chains)
+    heads: Mapping[str, object] = chain_map.wordings or chain_map.heads
     document = {
         "format_version": chain_map.format_version,
         "id": chain_map.id,
         "library_version": chain_map.library_version,
         "base": vars(chain_map.base),
         "cost": float(chain_map.cost),
-        "performance": {task: float(score) + 0.0 for task, score in _in_order(chain_map.performance, tasks)},
-        "metrics": dict(_in_order(chain_map.metrics, tasks)),
+        "performance": {task: float(score) + 0.0 for task, score in in_order(chain_map.performance, tasks).items()},
+        "metrics": in_order(chain_map.metrics, tasks),
         "granularity": chain_map.granularity,
         "dtype": chain_map.dtype,
         "model": vars(chain_map.model),
         "components": [vars(component) for component in chain_map.components],
         "experts": [_expert_document(expert) for expert in chain_map.experts],
         "chains": dict(chain_map.chains),
-        "heads": {task: vars(head) for task, head in _in_order(chain_map.wordings or chain_map.heads, tasks)},
+        "heads": {task: vars(head) for task, head in in_order(heads, tasks).items()},
         "files": {name: vars(chain_map.files[name]) for name in sorted(chain_map.files)},
     }
     try:
@@ -232,15 +235,9 @@ def _tensor_names(field: Field) -> tuple[str, ...]:
     return tuple(item.tensor_name() for item in field.items(LIMITS.tensors_per_file))
 
 
-def _in_order(mapping: Any, tasks: list[str]) -> list[tuple[str, Any]]:
-    """Returns a mapping's items in the order of the tasks, what is no task at the end."""
-    place = {task: index for index, task in enumerate(tasks)}
-    return sorted(mapping.items(), key=lambda item: (place.get(item[0], len(tasks)), item[0]))
-
-
 def _expert_document(expert: ExpertEntry) -> dict[str, Any]:
-    method = None if expert.method is None else _named_first(expert.method)
-    codec = _named_first(expert.codec)
+    method = None if expert.method is None else named_first(expert.method)
+    codec = named_first(expert.codec)
     document: dict[str, Any] = {
         "id": expert.id,
         "component": expert.component,
@@ -249,8 +246,3 @@ def _expert_document(expert: ExpertEntry) -> dict[str, Any]:
     }
     document |= {"codec": codec.pop("name"), "codec_settings": codec, "file": expert.file, "bytes": expert.bytes}
     return document if expert.reference is None else document | {"reference": expert.reference}
-
-
-def _named_first(settings: Settings) -> dict[str, Any]:
-    """Returns settings with `name` first and the rest sorted, so that equal settings are equal bytes."""
-    return dict(sorted(settings.items(), key=lambda item: (item[0] != "name", item[0])))

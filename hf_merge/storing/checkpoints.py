@@ -8,14 +8,14 @@ memory nothing is renamed. Whatever does not fit is found in configurations and 
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
-from hf_merge.errors import CheckpointDamaged
+from hf_merge.errors import CheckpointDamaged, some
 from hf_merge.merging.components import depth_of
 from hf_merge.storing.config_clashes import config_clashes
 from hf_merge.storing.counterparts import backbone_beside, unused_in_all
@@ -173,7 +173,7 @@ def _unusable(checkpoint: Checkpoint, place: str) -> Iterator[str]:
     others = [name for name in checkpoint.backbone().values() if checkpoint.specs[name].dtype not in FLOATS]
     if others:
         dtypes = sorted({checkpoint.specs[name].dtype for name in others})
-        yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {_some(others)}"
+        yield f"{place}: stored as {', '.join(dtypes)}, where one of {', '.join(FLOATS)} is needed: {some(others)}"
 
 
 def backbones_beside(base: Checkpoint, tuned: Mapping[str, Checkpoint]) -> dict[str, dict[str, str]]:
@@ -190,7 +190,7 @@ def _name_clashes(inside: Mapping[str, str], own: Mapping[str, str], place: str)
     extra = [own[key] for key in own if key not in inside and not is_pooler(key)]
     for names, what in ((missing, "the base has and it lacks"), (extra, "it has and the base lacks")):
         if names:
-            yield f"{place}: backbone tensors that {what}: {_some(names)}"
+            yield f"{place}: backbone tensors that {what}: {some(names)}"
 
 
 def _shape_clashes(base: Checkpoint, tuned: Checkpoint, own: Mapping[str, str], place: str) -> Iterator[str]:
@@ -210,9 +210,4 @@ def _uneven(base: Checkpoint, backbones: Mapping[str, Mapping[str, str]]) -> Ite
         having = [task for task, own in backbones.items() if key in own]
         if having and len(having) < len(backbones):
             lacking = [task for task in backbones if task not in having]
-            yield f"'{key}' is in {_some(having)} but not in {_some(lacking)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"
+            yield f"'{key}' is in {some(having)} but not in {some(lacking)}"

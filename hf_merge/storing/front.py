@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hf_merge.errors import BudgetTooSmall, MalformedChainMap, UnsafeName
 from hf_merge.merging.components import BASE
@@ -17,6 +17,7 @@ from hf_merge.merging.grouping import Grouping, Partition, is_canonical
 from hf_merge.storing import disk
 from hf_merge.storing.json_fields import Field
 from hf_merge.storing.limits import LIMITS
+from hf_merge.storing.ordering import in_order, named_first
 from hf_merge.storing.sources import FULL_HUB_ID
 from hf_merge.storing.strict_json import dumps, loads
 
@@ -24,7 +25,6 @@ from hf_merge.storing.strict_json import dumps, loads
 FORMAT_VERSION = 1
 ORIGIN = "front.json"
 _MOST_SETTINGS, _MOST_CONTROLS = 64, 8
-_Value = TypeVar("_Value")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PUBLISHED = ("repo", "revision", "map_sha256")
@@ -143,16 +143,16 @@ def dump(front: Front) -> bytes:
         "base": front.base,
         "revision": front.revision,
         "base_sha256": front.base_sha256,
-        "task_sha256": _in_order(front.task_sha256, tasks),
+        "task_sha256": in_order(front.task_sha256, tasks),
         "parameters": front.parameters,
         "granularity": front.granularity,
         "components": front.components,
         "tasks": front.tasks,
-        "method": _named_first(front.method),
-        "codec": _named_first(front.codec),
+        "method": named_first(front.method),
+        "codec": named_first(front.codec),
         "dtype": front.dtype,
-        "individual": _in_order(front.individual, tasks),
-        "pretrained": _in_order(front.pretrained, tasks),
+        "individual": in_order(front.individual, tasks),
+        "pretrained": in_order(front.pretrained, tasks),
         "reference": {"cost": front.reference[0], "performance": front.reference[1]},
         "hypervolume": front.hypervolume,
         "history": [{"evaluations": count, "hypervolume": value} for count, value in front.history],
@@ -299,20 +299,10 @@ def _history(field: Field) -> tuple[int, float]:
 
 def _point_document(point: FrontPoint, front: Front) -> dict[str, Any]:
     grouping = dict(zip(front.components, point.grouping, strict=True))
-    document = vars(point) | {"scores": _in_order(point.scores, list(front.tasks)), "grouping": grouping}
+    document = vars(point) | {"scores": in_order(point.scores, list(front.tasks)), "grouping": grouping}
     for label in _CHOICES:
         chosen = document.pop(label)
         if chosen is not None:
             named = zip(front.components, chosen, strict=True)
-            document[label] = {name: _named_first(entry) for name, entry in named}
+            document[label] = {name: named_first(entry) for name, entry in named}
     return document
-
-
-def _in_order(values: Mapping[str, _Value], tasks: Sequence[str]) -> dict[str, _Value]:
-    """Returns values in the order of the tasks, what is no task at the end."""
-    return dict(sorted(values.items(), key=lambda item: tasks.index(item[0]) if item[0] in tasks else len(tasks)))
-
-
-def _named_first(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with `name` first and the rest sorted, so that equal settings are equal bytes."""
-    return dict(sorted(settings.items(), key=lambda item: (item[0] != "name", item[0])))

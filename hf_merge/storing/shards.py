@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_merge.errors import CheckpointDamaged, PickleRefused, UnsafeName
+from hf_merge.errors import CheckpointDamaged, PickleRefused, UnsafeName, some
 from hf_merge.storing.limits import LIMITS
 from hf_merge.storing.repo_files import PICKLE_FILES
 from hf_merge.storing.strict_json import quote, read_json
@@ -17,7 +17,6 @@ from hf_merge.storing.strict_json import quote, read_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors")
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -79,5 +78,4 @@ def _read_index(folder: Path, source: str) -> dict[str, str]:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(quote(name)[1:-1] for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"
+    return some([quote(name)[1:-1] for name in names])
