@@ -86,7 +86,6 @@ def compare(
         DatasetError: A task's data lack what they need.
         InputError: `multitask` holds no such model.
     """
-    _require_no_run(out)
     specs, peers = _specs(recipe, chosen, settings), [name for name in PEERS if not chosen or name in chosen]
     with ExitStack() as stack:
         project = stack.enter_context(open_project(recipe, access=access))
@@ -104,11 +103,6 @@ def compare(
     if out is not None:
         _write(comparison, out)
     return comparison
-
-
-def _require_no_run(out: Path | None) -> None:
-    if out is not None and (out / JOURNAL_FILE).exists():
-        raise RunFolderError(f"{out} is the folder of a search, whose router would be replaced. Give another folder.")
 
 
 def _write(comparison: Comparison, out: Path) -> None:
@@ -151,6 +145,10 @@ class _Bench:
     """Validation and test rows of all tasks, on which anything that answers them can be scored."""
 
     def __init__(self, project: Project, folder: Path, progress: bool, *, routed: bool) -> None:
+        if (folder / JOURNAL_FILE).exists():
+            raise RunFolderError(
+                f"{folder} is the folder of a search, whose router would be replaced. Give another folder."
+            )
         self._project, self._folder, self._progress = project, folder, progress
         data, reader = load_rows(project.recipe, project.heads), Reader(project)
         self._validation = task_runs(project, {task: rows.search for task, rows in data.items()}, reader)
