@@ -185,7 +185,7 @@ def test_the_family_of_another_recipe_is_left_alone(tiny_run: TinyRun, tmp_path:
 def test_weights_that_changed_since_the_search_are_refused(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    monkeypatch.setattr("hf_merge.storing.digests.sha256_of", lambda _: "0" * 64)
     with pytest.raises(RunFolderError, match=r"The weights of .* are not those that .* was searched on"):
         build(tiny_run.folder, tmp_path / "family", progress=False)
     assert not (tmp_path / "family").exists()

@@ -50,6 +50,6 @@ def test_the_report_lies_beside_the_front(run: Path, found: Report) -> None:
 
 
 def test_weights_that_changed_since_the_search_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    monkeypatch.setattr("hf_merge.storing.digests.sha256_of", lambda _: "0" * 64)
     with pytest.raises(RunFolderError, match=r"The weights of .* are not those that .* was searched on"):
         report(run, progress=False)

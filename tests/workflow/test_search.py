@@ -140,7 +140,7 @@ def test_checkpoints_that_changed_are_refused_on_resume(
 ) -> None:
     out = cut(tiny_run, tmp_path / "run", 5)
     before = (out / JOURNAL_FILE).read_bytes()
-    monkeypatch.setattr("hf_merge.storing.checkpoints.sha256_of", lambda _: "0" * 64)
+    monkeypatch.setattr("hf_merge.storing.digests.sha256_of", lambda _: "0" * 64)
     with pytest.raises(RunFolderError, match=r"the checkpoint of base, task animals, .* another SHA-256"):
         search(tiny_run.recipe, out, resume=True, progress=False)
     assert (out / JOURNAL_FILE).read_bytes() == before
