@@ -26,9 +26,11 @@ def check_revision(revision: str | None, repo: str) -> None:
     """Refuses a revision of what is a folder here.
 
     Raises:
-        InputError: There is a revision, and `repo` is a folder.
+        InputError: There is a revision, and `repo` is a folder, or nothing that can be opened.
     """
-    if revision is not None and Path(repo).expanduser().is_dir():
+    from hf_merge.storing.sources import local_folder
+
+    if revision is not None and local_folder(repo) is not None:
         raise InputError(
             f"--revision {revision} goes with a Hub repo, and {repo} is a folder here: leave --revision out, or give "
             "the repo's name."

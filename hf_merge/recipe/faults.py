@@ -40,12 +40,8 @@ def faults(error: ValidationError, recipe: type[BaseModel]) -> list[str]:
 def _follows(detail: ErrorDetails, places: set[tuple[int | str, ...]]) -> bool:
     """Returns whether a list only counts as too short because what it holds is refused, which has lines of its own."""
     place = detail["loc"]
-    return detail["type"] == "too_short" and any(len(other) > len(place) == _shared(place, other) for other in places)
-
-
-def _shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """Returns how many parts two locations have in common from the start."""
-    return next((n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), len(first))
+    inside = (other for other in places if other[: len(place)] == place != other)
+    return detail["type"] == "too_short" and any(inside)
 
 
 def _line(detail: ErrorDetails, recipe: type[BaseModel]) -> str:
