@@ -260,7 +260,7 @@ def _fetch(spec: TaskSpec, files: dict[str, str] | None) -> dict[str, "datasets.
     options = {"keep_default_na": False} if data.path == "csv" else {}
     broken = (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, DatasetsError)
     try:
-        with _without_progress_bars():
+        with _without_progress_bars(), _without_raised_errors():
             found = datasets.load_dataset(data.path, data.name, data_files=files, revision=data.revision, **options)
     except broken as error:
         disk.refuse_full(error, Path(datasets.config.HF_DATASETS_CACHE))
@@ -291,6 +291,23 @@ def _without_progress_bars() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
+
+
+@contextmanager
+def _without_raised_errors() -> Iterator[None]:
+    """Keeps datasets from logging the errors that it raises as well, for they are told once, in our words."""
+    handlers = list(logging.getLogger("datasets").handlers)
+    for handler in handlers:
+        handler.addFilter(_is_no_error)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
 
 
 def _warn_of_one_label(spec: TaskSpec, search: Rows) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow.parquet
 import pytest
 
 from hf_merge.errors import DatasetError, HfMergeError, HubError, RecipeError
@@ -346,6 +347,21 @@ def test_empty_split_is_named(three: dict[str, Path], folder: Path, suffix: str)
     assert str(empty) in message
     assert "no data" in message
     assert "has rows" in message
+
+
+def test_what_cannot_be_read_is_told_once(folder: Path) -> None:
+    schema = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.int64())])
+    pyarrow.parquet.write_table(schema.empty_table(), folder / "none.parquet")
+    logger, said = logging.getLogger("datasets"), io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger.addHandler(handler)
+    try:
+        refused(spec({"test": folder / "none.parquet"}))
+        assert said.getvalue() == ""
+        logger.error("another")
+        assert said.getvalue() == "another\n"
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_empty_split_of_a_data_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
