@@ -140,8 +140,8 @@ def run_search(
             measured.append(Measured(configuration, evaluator.evaluate(configuration)))
             volume = hypervolume([entry.objectives for entry in measured], reference)
             on_evaluation(measured[-1], volume)
-        costs, performances = zip(*(entry.objectives for entry in measured[-len(chosen) :]), strict=True)
-        algorithm.tell(chosen, costs, performances)
+        performances = [entry.evaluation.performance for entry in measured[-len(chosen) :]]
+        algorithm.tell(chosen, chooser.costs(chosen), performances)
         history.append((len(measured), volume))
     return Archive(tuple(measured), tuple(history), reference)
 
@@ -195,7 +195,7 @@ class _Chooser:
         guess = self._guess(measured)
         pool = list(dict.fromkeys([*candidates, *self._imagined(measured, guess)]))
         mean, spread = guess(pool)
-        costs = self._costs(pool)
+        costs = self.costs(pool)
         if self.settings.screening == "front":
             picked = screen(mean, spread, costs, rng=self.rng)
         else:
@@ -217,18 +217,17 @@ class _Chooser:
         seed = (self.settings.seed + len(measured)) % _PYMOO_SEEDS
         algorithm = Nsga2(self.space, known, _IMAGINED_POPULATION, self.settings.offspring, seed)
         algorithm.ask()
-        costs, performances = zip(*(entry.objectives for entry in measured), strict=True)
-        algorithm.tell(known, costs, performances)
+        algorithm.tell(known, self.costs(known), [entry.evaluation.performance for entry in measured])
         bred: list[Configuration] = []
         for _ in range(self.settings.imagined_generations):
             children = algorithm.ask()
             if not children:
                 break
-            algorithm.tell(children, self._costs(children), guess(children)[0].tolist())
+            algorithm.tell(children, self.costs(children), guess(children)[0].tolist())
             bred += children
         return bred
 
-    def _costs(self, configurations: Sequence[Configuration]) -> list[float]:
+    def costs(self, configurations: Sequence[Configuration]) -> list[float]:
         """Returns what configurations cost; the same for all where none keeps anything apart.
 
         One merged model takes a little more or less by what its codec refuses, which nobody chooses a method for.

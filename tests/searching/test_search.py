@@ -258,10 +258,36 @@ def test_one_merged_model_becomes_better_than_by_any_method_alone(seed: int, who
         def cost(self, configuration: Configuration) -> float:
             return 0.25 + 1e-6 * sum(configuration.methods)
 
-    settings = SearchSettings(population=12, evaluations=50, seed=seed, **FAST)
+    settings = SearchSettings(population=12, evaluations=60, seed=seed, **FAST | {"imagined_generations": 15})
     measured = run_search(space, Mixing(space), [np.eye(3)] * 4, settings, Reference(1.0, 0.0)).measured
     performances = [entry.evaluation.performance for entry in measured]
     alone = max(quality.sum(axis=0))
     best = quality.max(axis=1).sum()
-    assert len(performances) == 50 < space.methods ** len(space.components)
+    assert len(performances) == 60 < space.methods ** len(space.components)
     assert max(performances) > alone + 0.5 * (best - alone)
+
+
+@pytest.mark.parametrize("screening", ["front", "hypervolume"])
+def test_what_one_merged_model_costs_decides_nothing(screening: str, whole_forests: None) -> None:
+    space = SearchSpace(SPACE.components, ("a", "b", "c"), methods=6, merged=True)
+
+    class Costly(Synthetic):
+        """The later methods perform better and, where `step` is not 0, cost more or less."""
+
+        step = 0.0
+
+        def evaluate(self, configuration: Configuration) -> Evaluation:
+            total = float(np.dot(np.sqrt(configuration.methods), np.arange(1, 1 + len(space.components))))
+            return Evaluation(dict.fromkeys(space.tasks, total / 100), self.cost(configuration))
+
+        def cost(self, configuration: Configuration) -> float:
+            return 0.25 + self.step * sum(configuration.methods)
+
+    settings = replace(SMALL, screening=screening, surrogate="random_forest_per_task", imagined_generations=2)
+    found = []
+    for step in (0.0, 1e-6, 1e-2, -1e-2):
+        evaluator = Costly(space)
+        evaluator.step = step
+        archive = run_search(space, evaluator, [np.eye(3)] * 4, settings, Reference(1.0, 0.0))
+        found.append([entry.configuration for entry in archive.measured])
+    assert found[1:] == found[:1] * 3
