@@ -32,7 +32,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     processes: Annotated[int, typer.Option("--num-processes", help="Evaluate in so many processes.")] = 1,
     deadline: Annotated[
-        float, typer.Option("--deadline", help="Seconds for which one process waits for another.")
+        float, typer.Option("--deadline", help="Seconds that one process waits for another's scores.")
     ] = 1800.0,
     state_memory: Annotated[
         float, typer.Option("--state-memory", help="GB of each process for kept hidden states; 0 keeps none.", min=0)

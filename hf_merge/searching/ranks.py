@@ -20,6 +20,7 @@ from hf_merge.errors import InputError, WorkerError, nearest
 
 DEADLINE_SECONDS = 1800.0  # how long one rank waits for another before it gives the run up
 START_SECONDS = 300.0
+PREPARATION_SECONDS = 86400.0  # pulling large models may take hours, and the ranks do not pull at the same time
 _Item = TypeVar("_Item")
 
 
@@ -43,29 +44,40 @@ def device_of(choice: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes of a search as one of them sees them.
+
+    Until they have exchanged results for the first time each may prepare for as long as it takes to pull large models;
+    a rank that dies is noticed at once all the same. From then on they wait for each other until the deadline.
 
     Attributes:
         index: Which of them this is, from 0.
         count: How many there are.
         deadline_seconds: How long one waits for another.
+        patience_seconds: How long this one waits now.
     """
 
     index: int = 0
     count: int = 1
     deadline_seconds: float = DEADLINE_SECONDS
+    patience_seconds: float = DEADLINE_SECONDS
 
     @classmethod
     def join(
-        cls, deadline_seconds: float = DEADLINE_SECONDS, *, start_seconds: float = START_SECONDS, cpu: bool = True
+        cls,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        *,
+        start_seconds: float = START_SECONDS,
+        preparation_seconds: float = PREPARATION_SECONDS,
+        cpu: bool = True,
     ) -> "Ranks":
         """Returns the ranks of this process's launcher (RANK, WORLD_SIZE and the like in the environment).
 
         Args:
             deadline_seconds: How long to wait for a rank before the run is given up.
             start_seconds: How long to wait for all to come, at the least.
+            preparation_seconds: How long to wait for one that prepares, at the least.
             cpu: Whether to compute on processors.
 
         Raises:
@@ -79,10 +91,9 @@ class Ranks:
                 f"The ranks did not find each other within {patience:g} s: {_first_line(error)}. Check that all of "
                 "them were started, and MASTER_ADDR and MASTER_PORT."
             ) from error
-        if state.num_processes > 1:
-            # The only way to wait longer for a start, imports and all, than for an answer.
-            _set_pg_timeout(timedelta(seconds=deadline_seconds))
-        return cls(state.process_index, state.num_processes, deadline_seconds)
+        ranks = cls(state.process_index, state.num_processes, deadline_seconds)
+        ranks._wait_until(max(deadline_seconds, preparation_seconds))
+        return ranks
 
     @property
     def leads(self) -> bool:
@@ -109,7 +120,7 @@ class Ranks:
         return box[0]
 
     def gather(self, items: Sequence[_Item]) -> list[_Item]:
-        """Returns the items of all ranks on every rank, in the order of the ranks.
+        """Returns the items of all ranks on every rank, in the order of the ranks; now all of them are prepared.
 
         Raises:
             WorkerError: A rank died, or did not answer in time.
@@ -117,6 +128,7 @@ class Ranks:
         if self.count == 1:
             return list(items)
         gathered: list[_Item] = self._together(lambda: gather_object(list(items)))
+        self._wait_until(self.deadline_seconds)
         return gathered
 
     def leave(self) -> None:
@@ -125,6 +137,12 @@ class Ranks:
             PartialState().destroy_process_group()
             PartialState._reset_state()  # or the next search of this process would take itself for this rank
 
+    def _wait_until(self, seconds: float) -> None:
+        """Sets how long this rank waits for the others from now on."""
+        self.patience_seconds = seconds
+        if self.count > 1:
+            _set_pg_timeout(timedelta(seconds=seconds))  # the only way to wait longer for one thing than for another
+
     def _together(self, step: Callable[[], _Item]) -> _Item:
         """Returns what a step of all ranks gives."""
         try:
@@ -132,8 +150,8 @@ class Ranks:
         except RuntimeError as error:
             raise WorkerError(
                 f"Rank {self.index} waited for the others in vain ({_first_line(error)}): one of them died, or did "
-                f"not answer within {self.deadline_seconds:g} s. What was evaluated is in the journal: continue with "
-                "--resume."
+                f"not answer within {self.patience_seconds:g} s. What was evaluated is in the journal: continue with "
+                "--resume, and where an answer takes longer than that with a longer --deadline."
             ) from error
 
 

@@ -63,6 +63,40 @@ def test_what_rank_0_shares_all_receive_and_what_all_have_is_gathered_in_order(f
         assert out.strip() == expected, errors
 
 
+SLOW_START = """
+import time
+from hf_merge.errors import WorkerError
+from hf_merge.searching.ranks import Ranks
+ranks = Ranks.join(1.0)
+if ranks.leads:
+    time.sleep(3.0)  # pulls, longer than the deadline
+    ranks.share("pairs")
+else:
+    print(ranks.receive(), flush=True)
+    time.sleep(3.0)  # and now this one
+print(ranks.gather([ranks.index]), flush=True)
+if ranks.leads:
+    time.sleep(30.0)  # hangs
+else:
+    try:
+        ranks.receive()
+    except WorkerError as error:
+        print(error, flush=True)
+"""
+
+
+def test_preparing_may_take_longer_than_the_deadline_which_holds_from_the_first_exchange_on(free_port: int) -> None:
+    lead, worker = (started(SLOW_START, free_port, rank) for rank in range(2))
+    try:
+        out, errors = worker.communicate(timeout=120)
+        assert out.startswith("pairs\n[0, 1]\n"), (out, errors)
+        assert "Rank 1 waited for the others in vain" in out and "within 1 s" in out and "--deadline" in out
+        assert lead.poll() is None
+    finally:
+        lead.kill()
+        lead.communicate()
+
+
 def test_ranks_that_do_not_come_are_not_waited_for_for_ever() -> None:
     script = (
         "from hf_merge.searching.ranks import Ranks\nfrom hf_merge.errors import WorkerError\n"
