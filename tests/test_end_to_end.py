@@ -20,7 +20,8 @@ from hf_merge.storing.front import Front
 from hf_merge.storing.library import Member
 from hf_merge.storing.results import Report
 from hf_merge.workflow.configurations import configuration_of, new_builder
-from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -89,7 +89,7 @@ THIRD_PARTIES = {
     "numpy": Place(loading=("merging.*", "storing.*", "modeling.*", "searching.*", "serving.*", "workflow*")),
     "peft": Place(inside=("modeling.adapters",)),
     "PIL": Place(
-        loading=("modeling.inputs", "searching.media", "searching.tasks"), inside=("workflow*", "cli", "serving.model")
+        loading=("modeling.inputs", "searching.media", "searching.rows"), inside=("workflow*", "cli", "serving.model")
     ),
     "pydantic": Place(loading=("recipe*",)),
     "pydantic_core": Place(loading=("recipe.faults",)),

@@ -34,7 +34,8 @@ from hf_merge.searching.search import normalised_performance
 from hf_merge.storing.gathered import GatheredFile
 from hf_merge.storing.markdown import table
 from hf_merge.workflow.gathering import gathered
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 
 
 KEPT_BYTES = 2 * 2**30

@@ -22,7 +22,7 @@ from hf_merge.recipe import Recipe
 from hf_merge.serving.model import MergeModel
 from hf_merge.storing.markdown import table
 from hf_merge.workflow.evaluate import inputs_of
-from hf_merge.workflow.project import load_rows
+from hf_merge.workflow.rows import load_rows
 
 
 CLAIMS = (None, 0.5, 0.8, 0.9, 0.95, 0.99)

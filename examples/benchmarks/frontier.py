@@ -50,8 +50,9 @@ from hf_merge.storing.durable import Journal, write_atomic
 from hf_merge.storing.front import Front
 from hf_merge.storing.markdown import table
 from hf_merge.workflow.configurations import new_builder
-from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
 from hf_merge.workflow.records import Evaluated, read_history
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import FRONT_FILE, JOURNAL_FILE
 from hf_merge.workflow.search import search
 

@@ -56,8 +56,9 @@ from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.states import StateCache
 from hf_merge.storing.durable import Journal
 from hf_merge.workflow.configurations import new_builder
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.records import read_history
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.search import search
 
 

@@ -9,11 +9,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from hf_merge.errors import DatasetError, HubError, RecipeError
 from hf_merge.recipe import TaskSpec
@@ -21,51 +20,16 @@ from hf_merge.searching.columns import read_answers, refuse_missing, refuse_othe
 from hf_merge.searching.drawing import Draw, draw, report_doubles, search_share
 from hf_merge.searching.media import Reading, reason_of, with_images, with_sounds
 from hf_merge.searching.metrics import is_regression_metric
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.splits import BUILDERS, ROLES, Part, check_source, splits_by_role
 from hf_merge.storing import disk
-from hf_merge.storing.sounds import Sound
 
 
 if TYPE_CHECKING:
     import datasets
 
 _log = logging.getLogger(__name__)
-_Value = TypeVar("_Value")
 _UNDEFINED_FOR_ONE_LABEL = ("matthews", "pearson_spearman")
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Some rows of one task: texts (with or without pairs), images or sounds.
-
-    Attributes:
-        texts: The texts, or None for another task.
-        pairs: The second texts, or None where the task has none.
-        images: The images as they were stored, or None for another task.
-        labels: [rows] int64 class indices, or float32 numbers for a regression; read-only. For a task that is to
-            write `targets` all are 1: the target was met.
-        targets: What is to be written, or None for a task that chooses among labels.
-        sounds: The sounds, or None for another task.
-    """
-
-    texts: tuple[str, ...] | None
-    pairs: tuple[str, ...] | None
-    images: tuple[Image, ...] | None
-    labels: NDArray[Any]
-    targets: tuple[str, ...] | None = None
-    sounds: tuple[Sound, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def first(self, count: int) -> "Rows":
-        """Returns the first rows, at most so many."""
-
-        def cut(values: tuple[_Value, ...] | None) -> tuple[_Value, ...] | None:
-            return None if values is None else values[:count]
-
-        texts, pairs, images = cut(self.texts), cut(self.pairs), cut(self.images)
-        return Rows(texts, pairs, images, self.labels[:count], cut(self.targets), cut(self.sounds))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,9 @@ from hf_merge.storing.strict_json import dumps
 from hf_merge.storing.utility_plot import plot_utility
 from hf_merge.workflow.configurations import new_builder
 from hf_merge.workflow.findings import Analyses, Matrix, Sensitivity, Utility, as_markdown
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.report import require_built
+from hf_merge.workflow.rows import search_rows
 from hf_merge.workflow.run_folder import read_report, read_run, require_same_weights
 from hf_merge.workflow.search import STATE_BYTES
 from hf_merge.workflow.unseen import measure_unseen
@@ -162,7 +163,7 @@ def _sensitivity(project: Project, run: Path, progress: bool) -> tuple[Mapping[s
 
     Source: MERGE, arXiv 2602.06552, Fig. 1.
     """
-    rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
+    rows = search_rows(project)
     evaluator = Evaluator(
         new_builder(project, run, progress=progress),
         task_runs(project, rows, Reader(project)),

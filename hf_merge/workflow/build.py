@@ -12,7 +12,8 @@ from hf_merge.modeling.assembly import skeleton_config
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
 from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.pareto import thin
-from hf_merge.searching.tasks import Rows, TaskData
+from hf_merge.searching.rows import Rows
+from hf_merge.searching.tasks import TaskData
 from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit
 from hf_merge.serving.router_file import load_router, router_tensors
 from hf_merge.storing import disk, hub
@@ -29,7 +30,8 @@ from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.origin import read_origin
-from hf_merge.workflow.project import Project, Reader, load_rows, open_project
+from hf_merge.workflow.project import Project, Reader, open_project
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import (
     FRONT_FILE,
     LOCK_FILE,

@@ -42,8 +42,9 @@ from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.memory import PeakMemory
 from hf_merge.workflow.multitask import Multitask, open_multitask
 from hf_merge.workflow.peers import PEERS, answers
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import Routing, as_routed, routing_of
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import GATHERED_FOLDER, JOURNAL_FILE
 
 

@@ -15,7 +15,7 @@ from hf_merge.recipe.kinds import reads
 from hf_merge.searching.evaluation import mean_score, predictions
 from hf_merge.searching.judging import judged
 from hf_merge.searching.metrics import score
-from hf_merge.searching.tasks import Rows
+from hf_merge.searching.rows import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.serving.selection import open_member
 from hf_merge.storing import hub
@@ -25,8 +25,8 @@ from hf_merge.storing.library import Member
 from hf_merge.storing.results import Scores
 from hf_merge.storing.sources import FULL_HUB_ID, local_folder
 from hf_merge.storing.strict_json import quote
-from hf_merge.workflow.project import load_test_rows
 from hf_merge.workflow.routing import as_routed
+from hf_merge.workflow.rows import load_test_rows
 from hf_merge.workflow.run_folder import RECIPE_FILE
 
 

@@ -13,7 +13,7 @@ from hf_merge.merging.grouping import Grouping
 from hf_merge.merging.methods import Gathered, MethodSpec, Need
 from hf_merge.modeling.gathering import gather
 from hf_merge.recipe import TaskSpec
-from hf_merge.searching.tasks import Rows
+from hf_merge.searching.rows import Rows
 from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting

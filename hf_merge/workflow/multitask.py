@@ -19,7 +19,8 @@ from hf_merge.searching.running import ChainRunner, TaskRun
 from hf_merge.searching.states import StateCache
 from hf_merge.storing import hub
 from hf_merge.storing.families import Family
-from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 
 
 @dataclass(frozen=True, eq=False)

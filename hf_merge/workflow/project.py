@@ -25,9 +25,9 @@ from hf_merge.modeling.prompts import Prompter
 from hf_merge.modeling.vocabularies import require_same_tokenizer
 from hf_merge.recipe import Recipe, TaskSpec, settings_of
 from hf_merge.recipe.kinds import require_one_kind
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.space import SearchSpace
-from hf_merge.searching.tasks import Rows, TaskData, load_task, load_test
 from hf_merge.storing import hub
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family
@@ -173,47 +173,6 @@ def _once(key: str, specs: Sequence[_Spec]) -> tuple[_Spec, ...]:
     if doubled is not None:
         raise RecipeError(f"merge.{key} gives {doubled.as_json()} twice. Keep one of them.")
     return tuple(specs)
-
-
-def load_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, TaskData]:
-    """Returns every task's rows: to search, to train the router, and to test.
-
-    Args:
-        recipe: Where the rows are.
-        heads: What each task's head answers; only tasks named here are loaded.
-
-    Raises:
-        DatasetError: A task's data lack what it needs.
-    """
-    return {
-        task.name: load_task(
-            task,
-            validation_rows=recipe.search.validation_rows,
-            router_rows=recipe.router.rows_per_task,
-            seed=recipe.search.seed,
-            num_labels=heads[task.name].num_labels,
-            label_names=heads[task.name].labels,
-        )
-        for task in recipe.tasks
-        if task.name in heads
-    }
-
-
-def load_test_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, Rows]:
-    """Returns every task's test rows, reading nothing else.
-
-    Args:
-        recipe: Where the rows are.
-        heads: What each task's head answers; only tasks named here are loaded.
-
-    Raises:
-        DatasetError: A task's data lack what it needs.
-    """
-    return {
-        task.name: load_test(task, num_labels=heads[task.name].num_labels, label_names=heads[task.name].labels)
-        for task in recipe.tasks
-        if task.name in heads
-    }
 
 
 class Reader:

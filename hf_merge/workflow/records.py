@@ -15,6 +15,43 @@ _INPUTS, _REFERENCES, _EVALUATION = "inputs", "references", "evaluation"
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What decides every score of a run, beside its recipe.
+
+    Attributes:
+        sources: The SHA-256 of every checkpoint's weights, by `base` and `task <name>`.
+        rows: The SHA-256 of every task's search rows, as `Rows.digest` tells it, by task.
+    """
+
+    sources: Mapping[str, str]
+    rows: Mapping[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """Returns the record to append."""
+        return {"kind": _INPUTS, "sources": dict(self.sources), "rows": dict(self.rows)}
+
+    def require_same(self, found: "Inputs", origin: str) -> None:
+        """Checks that what is there now is what a run began with; `origin` names its journal.
+
+        Raises:
+            RunFolderError: Weights or rows are others.
+        """
+        changed = [name for name, digest in found.sources.items() if self.sources.get(name) != digest]
+        if changed:
+            raise RunFolderError(
+                f"{origin}: the checkpoint of {', '.join(changed)} is not the one that this run began with "
+                "(its weights have another SHA-256). Search again into another folder."
+            )
+        changed = [f"'{name}'" for name, digest in found.rows.items() if self.rows.get(name) != digest]
+        if changed:
+            raise RunFolderError(
+                f"{origin}: the validation rows of task {', '.join(changed)} are not those that this run began with "
+                "(other contents or labels, or drawn otherwise). Put the data back as they were, or search again into "
+                "another folder."
+            )
+
+
+@dataclass(frozen=True)
 class References:
     """The scores that bound a front, by task: the fine-tunes' own, and the base's under each task's head."""
 
@@ -70,19 +107,14 @@ class History:
     """What an earlier part of a run left.
 
     Attributes:
-        sources: The SHA-256 of every checkpoint it began with, or None in a new journal.
+        inputs: What it began with, or None in a new journal.
         references: None where they were not measured yet.
         evaluations: In the order in which they were done.
     """
 
-    sources: Mapping[str, str] | None
+    inputs: Inputs | None
     references: References | None
     evaluations: tuple[Evaluated, ...]
-
-
-def inputs_record(sources: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the first record of a journal: the SHA-256 of every checkpoint, by `base` and `task <name>`."""
-    return {"kind": _INPUTS, "sources": dict(sources)}
 
 
 def read_history(records: Iterable[Mapping[str, JsonValue]], origin: str) -> History:
@@ -91,7 +123,7 @@ def read_history(records: Iterable[Mapping[str, JsonValue]], origin: str) -> His
     Raises:
         RunFolderError: A record is none that a search writes.
     """
-    sources: dict[str, str] | None = None
+    inputs: Inputs | None = None
     references: References | None = None
     evaluations: list[Evaluated] = []
     for index, record in enumerate(records):
@@ -102,19 +134,22 @@ def read_history(records: Iterable[Mapping[str, JsonValue]], origin: str) -> His
             elif record.get("kind") == _REFERENCES:
                 references = _references(top)
             else:
-                sources = _sources(top)
+                inputs = _inputs(top)
         except UntrustedContentError as error:
             raise RunFolderError(f"{error} Another version wrote it? Search again into another folder.") from error
-    return History(sources, references, tuple(evaluations))
+    return History(inputs, references, tuple(evaluations))
 
 
-def _sources(top: Field) -> dict[str, str]:
-    fields = top.record(("kind", "sources"))
+def _inputs(top: Field) -> Inputs:
+    fields = top.record(("kind", "sources", "rows"))
     fields["kind"].choice((_INPUTS,))
-    value = fields["sources"].value
-    if not isinstance(value, dict):
-        raise fields["sources"].refusal("is no object")
-    return {name: Field(item, top.origin, f"sources.{name}").text() for name, item in value.items()}
+    return Inputs(_digests(fields["sources"]), _digests(fields["rows"]))
+
+
+def _digests(field: Field) -> dict[str, str]:
+    if not isinstance(field.value, dict):
+        raise field.refusal("is no object")
+    return {name: Field(item, field.origin, f"{field.path}.{name}").text() for name, item in field.value.items()}
 
 
 def _references(top: Field) -> References:

@@ -22,15 +22,25 @@ from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.configuration import Configuration, is_separate
 from hf_merge.searching.evaluation import Evaluation, Evaluator
 from hf_merge.searching.pareto import Reference, hypervolume, non_dominated
+from hf_merge.searching.rows import Rows
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub
-from hf_merge.storing.durable import FolderLock, write_atomic
+from hf_merge.storing.durable import FolderLock, Journal, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.strict_json import dumps
 from hf_merge.workflow.configurations import codecs_of, front_point
 from hf_merge.workflow.gathering import GatheredOnce
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, REFINEMENT_FILE, read_run, require_same_weights
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
+from hf_merge.workflow.records import Inputs, read_history
+from hf_merge.workflow.rows import search_rows
+from hf_merge.workflow.run_folder import (
+    FRONT_FILE,
+    GATHERED_FOLDER,
+    JOURNAL_FILE,
+    REFINEMENT_FILE,
+    read_run,
+    require_same_weights,
+)
 from hf_merge.workflow.tables import text_table
 
 
@@ -150,6 +160,14 @@ def _require_fitting(method: str) -> None:
         raise InputError(f"Merge method '{method}' fits no coefficients inside groups. Choose {' or '.join(fitting)}.")
 
 
+def _require_same_rows(run: Path, rows: Mapping[str, Rows]) -> None:
+    """Checks that scores of these rows may be compared with those of the run's front."""
+    with Journal(run / JOURNAL_FILE) as journal:
+        known = read_history(journal.records(), str(journal.path)).inputs
+    if known is not None:
+        known.require_same(Inputs({}, {task: each.digest() for task, each in rows.items()}), str(run / JOURNAL_FILE))
+
+
 class _Refining:
     """The validation rows of a run, on which configurations are scored with fitted coefficients.
 
@@ -163,7 +181,8 @@ class _Refining:
         self._project, self._front, self._run, self._progress = project, front, run, progress
         self._method, self._settings = method, settings
         self.shown = MethodSpec.resolve(method, settings).as_json()
-        rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
+        rows = search_rows(project)
+        _require_same_rows(run, rows)
         self._runs = task_runs(project, rows, Reader(project))
 
     def all(self) -> tuple[dict[str, FrontPoint], list[RefinedPoint]]:

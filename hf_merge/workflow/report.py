@@ -24,8 +24,9 @@ from hf_merge.storing.plots import plot_front
 from hf_merge.storing.results import Report, Scores
 from hf_merge.workflow.build import ROUTER_FILE
 from hf_merge.workflow.configurations import configuration_of, new_builder
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_test_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import as_routed, read_routing
+from hf_merge.workflow.rows import load_test_rows
 from hf_merge.workflow.run_folder import PLOT_FILE, REPORT_FILE, read_run, require_same_weights
 from hf_merge.workflow.summary import draw_search
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.modeling.inputs import Batch
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import TaskRun
 from hf_merge.searching.splits import data_origin
-from hf_merge.searching.tasks import Rows, TaskData
+from hf_merge.searching.tasks import TaskData
 from hf_merge.serving.router import Router
 from hf_merge.serving.router_file import router_tensors
 from hf_merge.storing import disk

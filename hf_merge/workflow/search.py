@@ -21,6 +21,7 @@ from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluation, weighted_score
 from hf_merge.searching.pareto import Reference
 from hf_merge.searching.ranks import DEADLINE_SECONDS, Ranks, device_of
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.search import Archive, Measured, SearchSettings, run_search
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.searching.states import StateCache
@@ -33,8 +34,9 @@ from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.configurations import front_point, new_builder, proposals
 from hf_merge.workflow.launching import handed_access, joined_ranks
 from hf_merge.workflow.progress import Listener, Progress, followed
-from hf_merge.workflow.project import DTYPES, Project, Reader, load_rows, open_project, task_runs
-from hf_merge.workflow.records import Evaluated, History, References, inputs_record, read_history
+from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
+from hf_merge.workflow.records import Evaluated, History, Inputs, References, read_history
+from hf_merge.workflow.rows import search_rows
 from hf_merge.workflow.run_folder import (
     FRONT_FILE,
     JOURNAL_FILE,
@@ -105,8 +107,9 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
     with Claim(out, resume=asked.resume) as claim, open_project(asked.recipe, access=asked.access) as project:
         require_free(out, project.recipe, resume=asked.resume)
         ranks.share((project.recipe, asked.state_bytes, out))
+        rows = search_rows(project)
         evaluator = _evaluator(
-            project, ranks, asked.state_bytes, out, device=asked.device, progress=asked.progress is True
+            project, rows, ranks, asked.state_bytes, out, device=asked.device, progress=asked.progress is True
         )
         geometry = _measure(project, asked.progress)
         advise(project, geometry)
@@ -116,7 +119,11 @@ def _lead(asked: _Request, ranks: Ranks) -> Front:
             sweep_partials(out)
             write_atomic(out / RECIPE_FILE, project.recipe.dump().encode())
             history = read_history(journal.records(), str(journal.path))
-            _require_same_inputs(journal, history, sources)  # before anything is computed in vain
+            inputs = Inputs(sources, {task: each.digest() for task, each in rows.items()})
+            if history.inputs is None:
+                journal.append(inputs.record())
+            else:
+                history.inputs.require_same(inputs, str(journal.path))  # before anything is computed in vain
             evaluator.builder.gather()  # by this process, before the others ask for it
             proposed = proposals(project, evaluator.builder, geometry, progress=asked.progress is True)
             done = len(history.evaluations)
@@ -135,33 +142,27 @@ def _work(ranks: Ranks, device: torch.device, access: hub.Access) -> Front:
     """Returns the front that rank 0 found, after working for it."""
     recipe, state_bytes, out = ranks.receive()
     with open_project(recipe, access=access) as project:
-        _evaluator(project, ranks, state_bytes, out, device=device, progress=False).work()
+        rows = search_rows(project)
+        _evaluator(project, rows, ranks, state_bytes, out, device=device, progress=False).work()
     front: Front = ranks.receive()
     return front
 
 
 def _evaluator(
-    project: Project, ranks: Ranks, state_bytes: int, run: Path, *, device: torch.device, progress: bool
+    project: Project,
+    rows: Mapping[str, Rows],
+    ranks: Ranks,
+    state_bytes: int,
+    run: Path,
+    *,
+    device: torch.device,
+    progress: bool,
 ) -> SharedEvaluator:
-    data = load_rows(project.recipe, project.heads)
-    runs = task_runs(project, {task: rows.search for task, rows in data.items()}, Reader(project), device)
+    runs = task_runs(project, rows, Reader(project), device)
     states = StateCache(state_bytes)
     builder = new_builder(project, run, progress=progress)
     search = project.recipe.search
     return SharedEvaluator(builder, runs, DTYPES[search.dtype], states, search.deviation, ranks=ranks)
-
-
-def _require_same_inputs(journal: Journal, history: History, sources: Mapping[str, str]) -> None:
-    """Notes the digests of all checkpoints in a new journal; in an old one they must be the same."""
-    known = history.sources
-    if known is None:
-        journal.append(inputs_record(sources))
-    elif known != sources:
-        changed = [name for name, digest in sources.items() if known.get(name) != digest]
-        raise RunFolderError(
-            f"{journal.path}: the checkpoint of {', '.join(changed)} is not the one that this run began with "
-            "(its weights have another SHA-256). Search again into another folder."
-        )
 
 
 def _total(project: Project) -> int:

@@ -7,8 +7,8 @@ from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import TaskSpec
 from hf_merge.searching.judging import Judge
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import TaskRun
-from hf_merge.searching.tasks import Rows
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.language import find_speaker
 

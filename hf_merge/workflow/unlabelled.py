@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from hf_merge.merging.methods import MethodSpec, Need
 from hf_merge.recipe import TaskSpec
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.splits import data_origin
-from hf_merge.searching.tasks import Rows
-from hf_merge.workflow.project import Project, load_rows
+from hf_merge.workflow.project import Project
+from hf_merge.workflow.rows import load_rows
 
 
 logger = logging.getLogger(__name__)

@@ -25,18 +25,19 @@ from hf_merge.recipe import Recipe, TaskSpec
 from hf_merge.searching.building import Chain, ExpertBuilder, reference_chain
 from hf_merge.searching.evaluation import Evaluator, mean_score, predictions
 from hf_merge.searching.metrics import score
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import ChainRunner, TaskRun
 from hf_merge.searching.search import normalised_performance
 from hf_merge.searching.states import StateCache
-from hf_merge.searching.tasks import Rows
 from hf_merge.storing import hub
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.results import Report
 from hf_merge.workflow.build import read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.findings import Unseen, UnseenRow
-from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, load_test_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, open_project, task_runs
 from hf_merge.workflow.routing import router_scores
+from hf_merge.workflow.rows import load_test_rows
 
 
 CHEAPEST, BEST_SEEN, BEST_UNSEEN = "cheapest", "best on validation rows", "best on unseen rows, chosen by them"

@@ -13,7 +13,8 @@ from hf_merge.modeling.gathering import gather
 from hf_merge.modeling.inputs import Batch, load_tokenizer, text_batches
 from hf_merge.recipe import Recipe
 from hf_merge.searching.running import TaskRun
-from hf_merge.workflow.project import Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import Project, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 from tests.tiny_models import TinyFamily
 
 

@@ -18,10 +18,10 @@ from hf_merge.recipe import Recipe
 from hf_merge.searching.building import ExpertBuilder, reference_chain
 from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.evaluation import Evaluator
+from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import Reuse, TaskRun
 from hf_merge.searching.space import SearchSpace
 from hf_merge.searching.states import StateCache
-from hf_merge.searching.tasks import Rows
 from hf_merge.storing.families import Family
 from hf_merge.workflow.speaking import asked_run
 from tests.modeling.test_assembly import head_of, opened, skeleton

@@ -15,11 +15,12 @@ from hf_merge.searching.configuration import Configuration
 from hf_merge.searching.ranks import Ranks
 from hf_merge.searching.sharing import SharedEvaluator
 from hf_merge.workflow.configurations import new_builder
-from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 from tests.tiny_runs import TinyRun
 
 
-@dataclass(frozen=True)
+@dataclass
 class Threads(Ranks):
     """Ranks that are threads of this process, which meet at a barrier."""
 

@@ -15,7 +15,8 @@ import pytest
 
 from hf_merge.errors import DatasetError, HfMergeError, HubError, RecipeError
 from hf_merge.recipe import TaskSpec
-from hf_merge.searching.tasks import Rows, TaskData, load_task, load_test
+from hf_merge.searching.rows import Rows
+from hf_merge.searching.tasks import TaskData, load_task, load_test
 
 
 @pytest.fixture(autouse=True)

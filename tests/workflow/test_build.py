@@ -16,7 +16,8 @@ from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
 from hf_merge.workflow.build import MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, build, choose_points, read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
-from hf_merge.workflow.project import DTYPES, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, read_run
 from hf_merge.workflow.search import search
 from tests.tiny_runs import TinyRun

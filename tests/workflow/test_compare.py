@@ -25,8 +25,9 @@ from hf_merge.workflow.build import build, read_router
 from hf_merge.workflow.compare import INDIVIDUAL, INT8, PRETRAINED, compare
 from hf_merge.workflow.comparison import Comparison, Row, as_text, searched_rows
 from hf_merge.workflow.merge import merge
-from hf_merge.workflow.project import Reader, load_rows, open_project
+from hf_merge.workflow.project import Reader, open_project
 from hf_merge.workflow.report import report
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import FRONT_FILE, REPORT_FILE
 from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily

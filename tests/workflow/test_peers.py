@@ -17,7 +17,8 @@ from hf_merge.merging.peers.twin import Twin, twin_merge
 from hf_merge.recipe import Recipe
 from hf_merge.searching.running import TaskRun
 from hf_merge.workflow.peers import answers, emr, routed_rows, twin
-from hf_merge.workflow.project import Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import Project, Reader, open_project, task_runs
+from hf_merge.workflow.rows import load_rows
 from tests.families.catalogue import FAMILIES
 from tests.families.making import make_data, make_family
 from tests.tiny_models import TinyFamily

@@ -18,7 +18,8 @@ from hf_merge.errors import (
     UnsupportedArchitecture,
 )
 from hf_merge.recipe import Recipe
-from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import Reader, open_project, task_runs
+from hf_merge.workflow.rows import search_rows
 from tests.tiny_models import TinyFamily
 from tests.tiny_runs import TinyRun
 
@@ -43,17 +44,6 @@ def test_files_are_closed_whatever_happens(tiny_run: TinyRun) -> None:
         project.family.base.read(name)
 
 
-def test_rows_are_three_disjoint_sets(tiny_run: TinyRun) -> None:
-    with open_project(tiny_run.recipe) as project:
-        data = load_rows(project.recipe, project.heads)
-        only = load_rows(project.recipe, {"sizes": project.heads["sizes"]})
-    assert list(only) == ["sizes"]
-    for rows in data.values():
-        parts = [set(part.texts or ()) for part in (rows.search, rows.router, rows.test)]
-        assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
-        assert len(rows.search) == 24
-
-
 def test_heads_say_what_each_task_answers(tiny_run: TinyRun) -> None:
     with open_project(tiny_run.recipe) as project:
         heads = project.heads
@@ -66,7 +56,7 @@ def test_tasks_are_made_ready_for_their_kind(tiny_family: Callable[[str], TinyFa
     search = {"validation_rows": 8, "batch_size": 3}
     recipe = Recipe.parse(tiny_family(layout).recipe(search=search, router={"rows_per_task": 8}), "test")
     with open_project(recipe) as project:
-        rows = {task: data.search for task, data in load_rows(project.recipe, project.heads).items()}
+        rows = search_rows(project)
         reader = Reader(project)
         runs = task_runs(project, rows, reader)
         assert project.kind == ("image" if layout == "vit" else "text")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_merge.errors import RunFolderError
-from hf_merge.workflow.records import Evaluated, References, inputs_record, read_history
+from hf_merge.workflow.records import Evaluated, Inputs, References, read_history
 
 
 SCORES = {"sst2": 0.5, "trec": -0.25}
@@ -20,15 +20,15 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64).map(lambda 
 def test_records_read_back_as_they_were(numbers: list[float], labels: list[int]) -> None:
     evaluated = Evaluated(7, (tuple(labels),) * 2, numbers[0], numbers[1], {"a": numbers[2]}, {"mlp-0": numbers[3]})
     references = References({"a": numbers[0]}, {"a": numbers[1]})
-    sources = {"base": "0" * 64, "task a": "1" * 64}
-    records = [inputs_record(sources), references.record(), evaluated.record()]
+    inputs = Inputs({"base": "0" * 64, "task a": "1" * 64}, {"a": "2" * 64})
+    records = [inputs.record(), references.record(), evaluated.record()]
     history = read_history(json.loads(json.dumps(records)), "journal.jsonl")
-    assert (history.sources, history.references, history.evaluations) == (sources, references, (evaluated,))
+    assert (history.inputs, history.references, history.evaluations) == (inputs, references, (evaluated,))
 
 
 def test_a_new_journal_says_nothing() -> None:
     history = read_history((), "journal.jsonl")
-    assert (history.sources, history.references, history.evaluations) == (None, None, ())
+    assert (history.inputs, history.references, history.evaluations) == (None, None, ())
 
 
 WHOLE = EVALUATED.record()
@@ -40,7 +40,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "text for a number": WHOLE | {"cost": "0.25"},
     "no grouping": WHOLE | {"grouping": []},
     "labels that are no integers": WHOLE | {"grouping": [[0.0, 1.0]]},
-    "sources that are no object": {"kind": "inputs", "sources": ["base"]},
+    "sources that are no object": {"kind": "inputs", "sources": ["base"], "rows": {}},
+    "inputs without rows": {"kind": "inputs", "sources": {"base": "0"}},
     "references without one": {"kind": "references", "individual": SCORES},
 }
 
@@ -48,4 +49,21 @@ BROKEN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_record_that_no_search_writes_is_refused_with_its_line(name: str) -> None:
     with pytest.raises(RunFolderError, match=r"journal\.jsonl, line 2: .*Search again into another folder"):
-        read_history([inputs_record({"base": "0"}), BROKEN[name]], "journal.jsonl")
+        read_history([Inputs({"base": "0"}, {}).record(), BROKEN[name]], "journal.jsonl")
+
+
+BEGUN = Inputs({"base": "0", "task a": "1"}, {"a": "2", "b": "3"})
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Inputs({"base": "0", "task a": "9"}, {"a": "9", "b": "3"}), "the checkpoint of task a is not"),
+        (Inputs({"base": "0", "task a": "1"}, {"a": "2", "b": "9"}), "the validation rows of task 'b' are not"),
+        (Inputs({}, {"a": "9", "b": "9"}), "the validation rows of task 'a', 'b' are not"),
+    ],
+)
+def test_other_inputs_than_a_run_began_with_are_refused_by_name(found: Inputs, said: str) -> None:
+    BEGUN.require_same(BEGUN, "journal.jsonl")
+    with pytest.raises(RunFolderError, match=f"journal.jsonl: {said} .*earch again into another folder"):
+        BEGUN.require_same(found, "journal.jsonl")

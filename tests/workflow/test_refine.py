@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -65,6 +66,22 @@ def test_what_scores_more_replaces_its_point_at_the_same_cost(run: Path) -> None
     build(run, progress=False)
     require_the_logits_of_the_search(recipe, after.points, run)
     assert f"{sum(point.kept for point in found.points)} of " in as_text(found)
+
+
+def test_rows_that_changed_since_the_search_are_refused(run: Path) -> None:
+    _, recipe = read_run(run)
+    before, task = (run / FRONT_FILE).read_bytes(), recipe.tasks[0]
+    path = Path((task.data.data_files or {})["validation"])
+    kept, table = path.read_bytes(), pyarrow.parquet.read_table(path)
+    column = table.column_names.index(task.data.label)
+    try:
+        turned = table.set_column(column, task.data.label, pyarrow.array(table[column].to_pylist()[::-1]))
+        pyarrow.parquet.write_table(turned, path)
+        with pytest.raises(RunFolderError, match=f"journal.jsonl: the validation rows of task '{task.name}' are not"):
+            refine(run, settings=SETTINGS, progress=False)
+    finally:
+        path.write_bytes(kept)
+    assert (run / FRONT_FILE).read_bytes() == before
 
 
 def test_a_refined_front_is_never_there_without_its_record(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

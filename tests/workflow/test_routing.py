@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hf_merge.recipe import Recipe
 from hf_merge.searching.metrics import score
 from hf_merge.workflow.build import read_router
-from hf_merge.workflow.project import Project, Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import Routing, as_routed, routing_of
+from hf_merge.workflow.rows import load_rows
 from tests.tiny_models import TinyFamily
 
 

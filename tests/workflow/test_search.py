@@ -147,6 +147,25 @@ def test_checkpoints_that_changed_are_refused_on_resume(
     assert not (out / FRONT_FILE).exists()
 
 
+def test_rows_that_changed_are_refused_on_resume(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = cut(tiny_run, tmp_path / "run", 5)
+    with Journal(out / JOURNAL_FILE) as journal:
+        first, *others = (dict(record) for record in journal.records())
+    assert isinstance(first["rows"], dict)
+    (out / JOURNAL_FILE).unlink()
+    with Journal(out / JOURNAL_FILE) as journal:
+        journal.append(first | {"rows": first["rows"] | {"animals": "0" * 64}})
+        for record in others:
+            journal.append(record)
+    before = (out / JOURNAL_FILE).read_bytes()
+    with pytest.raises(
+        RunFolderError, match=r"the validation rows of task 'animals' are not those that this run began"
+    ):
+        search(tiny_run.recipe, out, resume=True, progress=False)
+    assert (out / JOURNAL_FILE).read_bytes() == before
+    assert not (out / FRONT_FILE).exists()
+
+
 def test_a_journal_of_another_order_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     out = cut(tiny_run, tmp_path / "run", 2)
     one = next(record for record in records(tiny_run.folder) if record["kind"] == "evaluation")

@@ -18,15 +18,16 @@ from hf_merge.modeling.inputs import load_tokenizer
 from hf_merge.modeling.prompts import Prompter
 from hf_merge.recipe import Recipe
 from hf_merge.recipe.kinds import require_one_kind
-from hf_merge.searching.tasks import Rows
+from hf_merge.searching.rows import Rows
 from hf_merge.serving.model import MergeModel
 from hf_merge.storing.card_head import recorded_scores
 from hf_merge.storing.families import FineTuned
 from hf_merge.storing.library import Member
 from hf_merge.workflow.evaluate import evaluate
 from hf_merge.workflow.plan import plan
-from hf_merge.workflow.project import Reader, load_rows, open_project, task_runs
+from hf_merge.workflow.project import Reader, open_project, task_runs
 from hf_merge.workflow.report import report
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.speaking import asked_run
 from tests.modeling.test_language import opened_speakers, speaker_model
 from tests.tiny_models import TinyFamily

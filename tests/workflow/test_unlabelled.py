@@ -10,7 +10,8 @@ from hf_merge.modeling.assembly import Head
 from hf_merge.recipe import Recipe
 from hf_merge.searching.tasks import TaskData
 from hf_merge.workflow import unlabelled
-from hf_merge.workflow.project import load_rows, open_project
+from hf_merge.workflow.project import open_project
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.unlabelled import origin, unlabelled_rows
 from tests.tiny_models import TinyFamily
 
