@@ -1,21 +1,15 @@
 """`hf-merge build`: the configurations of a front become member folders, and the family gets its router."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from hf_merge.errors import InputError, RunFolderError, UntrustedContentError, nearest
 from hf_merge.modeling.assembly import skeleton_config
-from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor
 from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.pareto import thin
-from hf_merge.searching.rows import Rows
-from hf_merge.searching.tasks import TaskData
-from hf_merge.serving.router import Router, RouterSettings, accuracy_per_task, fit
-from hf_merge.serving.router_file import load_router, router_tensors
 from hf_merge.storing import disk, hub
 from hf_merge.storing import front as fronts
 from hf_merge.storing.card import member_card
@@ -25,13 +19,11 @@ from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.member_writing import MemberContent, StoredHead, write_member
 from hf_merge.storing.provenance import Places
 from hf_merge.storing.results import Report
-from hf_merge.storing.strict_json import dumps
-from hf_merge.storing.tensors import SafetensorsFile, tensor_bytes
 from hf_merge.version import VERSION
 from hf_merge.workflow.configurations import configuration_of, new_builder
+from hf_merge.workflow.family_router import ROUTER_FILE, ROUTER_REPORT, provide_router
 from hf_merge.workflow.origin import read_origin
-from hf_merge.workflow.project import Project, Reader, open_project
-from hf_merge.workflow.rows import load_rows
+from hf_merge.workflow.project import Project, open_project
 from hf_merge.workflow.run_folder import (
     FRONT_FILE,
     LOCK_FILE,
@@ -45,7 +37,7 @@ from hf_merge.workflow.run_folder import (
 
 
 logger = logging.getLogger(__name__)
-MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT = "members", "router.safetensors", "router.json"
+MEMBERS_FOLDER = "members"
 _FAMILY_FILES = (
     RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, REPORT_FILE, PLOT_FILE, LOCK_FILE,
 )  # fmt: skip
@@ -75,7 +67,7 @@ def build(
         InputError: A configuration is not on the front.
     """
     front, recipe = read_run(run)
-    family_folder = out or run
+    family_folder = run if out is None or out.resolve() == run.resolve() else out
     chosen = choose_points(front, configs, max_configs)
     with open_project(recipe, access=access) as project:
         require_same_weights(run, front, project.family.digests())
@@ -87,7 +79,10 @@ def build(
             if family_folder != run:
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
-            router = _family_router(project, family_folder, progress)
+            router = None
+            if len(project.recipe.tasks) > 1:  # of one task there is nothing to find
+                provide_router(project, family_folder, progress=progress)
+                router = (family_folder / ROUTER_FILE).read_bytes()
             builder, card = new_builder(project, run, front), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
@@ -107,68 +102,6 @@ def choose_points(front: Front, configs: Sequence[str], max_configs: int | None)
         raise InputError(f"--max-configs is {max_configs}; give at least 1.")
     kept = thin([point.cost for point in front.points], [point.performance for point in front.points], max_configs)
     return [front.points[index] for index in kept]
-
-
-def train_router(
-    project: Project, data: Mapping[str, TaskData], progress: bool
-) -> tuple[Router, FeatureExtractor, dict[str, float]]:
-    """Returns the router of a family, its eyes, and its accuracy per task on the search rows, which it never saw."""
-    reader, recipe = Reader(project), project.recipe
-    layers = recipe.router.layers
-    depth = {"all": ALL_LAYERS, "auto": ALL_LAYERS if project.kind in ("image", "audio") else 0}.get(str(layers))
-    base = project.family.base
-    # The family's shapes leave out tensors that no fine-tune has; where they can, the features do without as well.
-    names = list(project.family.of_base)
-    spare = [name for name in base.backbone().values() if name not in project.family.of_base]
-    eyes = FeatureExtractor.from_base(
-        base.config, names, base.trunk, int(layers) if depth is None else depth, base, spare
-    )
-    features, labels = _features(
-        eyes, reader, {task: rows.router for task, rows in data.items()}, "router features", progress
-    )
-    settings = RouterSettings(recipe.router.epochs, recipe.router.learning_rate, recipe.search.seed)
-    with tqdm(total=settings.epochs, desc="router", unit="epoch", disable=not progress) as bar:
-        router = fit(features, labels, len(data), settings, lambda _: bar.update())
-    held_out, truth = _features(
-        eyes, reader, {task: rows.search for task, rows in data.items()}, "router check", progress
-    )
-    return router, eyes, accuracy_per_task(router.route(held_out), truth, list(data))
-
-
-def read_router(folder: Path, project: Project) -> tuple[Router, FeatureExtractor]:
-    """Returns the router of a family folder and the eyes it sees with.
-
-    Raises:
-        MalformedChainMap: The file is no router.
-    """
-    with SafetensorsFile(folder / ROUTER_FILE) as file:
-        tensors = {name: file.read(name) for name in file.specs}
-    base = project.family.base
-    return load_router(tensors, base.config, base.trunk)
-
-
-def _features(
-    eyes: FeatureExtractor, reader: Reader, rows: Mapping[str, Rows], title: str, progress: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns pooled features [rows, width] and the task of each row [rows] int64."""
-    features, labels = [], []
-    for index, part in enumerate(tqdm(rows.values(), desc=title, unit="task", disable=not progress)):
-        pooled = [eyes.pooled(batch.inputs) for batch in reader.batches(part)]
-        features += pooled
-        labels += [torch.full((len(batch),), index) for batch in pooled]
-    return torch.cat(features), torch.cat(labels)
-
-
-def _family_router(project: Project, folder: Path, progress: bool) -> bytes | None:
-    """Returns the family's router, trained once and kept in the family folder; a family of one task needs none."""
-    path = folder / ROUTER_FILE
-    if len(project.recipe.tasks) == 1:
-        return None
-    if not path.is_file():
-        router, eyes, accuracy = train_router(project, load_rows(project.recipe, project.heads), progress)
-        write_atomic(folder / ROUTER_REPORT, dumps({"layers": eyes.layers, "accuracy": accuracy}, indent=1))
-        write_atomic(path, tensor_bytes(router_tensors(router, eyes)))
-    return path.read_bytes()
 
 
 def _write(

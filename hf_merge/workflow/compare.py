@@ -161,8 +161,7 @@ class _Bench:
         """Returns what the fine-tunes and the base score, and the fine-tunes at 8 bits."""
         project, tasks = self._project, tuple(self._project.family.tasks)
         separate = Configuration(project.space().all_separate().grouping)
-        eight_bits = next((codec for codec in project.codecs if codec.name == "int8"), CodecSpec.resolve("int8"))
-        builder = self._builder(project.method, eight_bits)
+        builder = self._builder(project.method, _eight_bits(project))
         own = {task: reference_chain(project.components, (task,)) for task in tasks}
         base = {task: reference_chain(project.components, ()) for task in tasks}
         heads = project.family.head_parameters() / project.family.parameters
@@ -302,3 +301,9 @@ class _Bench:
 
 def _first_sentence(error: InputError) -> str:
     return str(error).split(". ")[0].removesuffix(".")
+
+
+def _eight_bits(project: Project) -> CodecSpec:
+    """Returns the recipe's codec of 8 bits, or the usual one where it has none that stores them."""
+    ours = (codec for codec in project.codecs if codec.name == "int8" and codec.mapping["policy"] != "never")
+    return next(ours, CodecSpec.resolve("int8"))

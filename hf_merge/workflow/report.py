@@ -22,8 +22,8 @@ from hf_merge.storing.durable import FolderLock, write_atomic
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.plots import plot_front
 from hf_merge.storing.results import Report, Scores
-from hf_merge.workflow.build import ROUTER_FILE
 from hf_merge.workflow.configurations import configuration_of, new_builder
+from hf_merge.workflow.family_router import ROUTER_FILE
 from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import as_routed, read_routing
 from hf_merge.workflow.rows import load_test_rows

@@ -1,6 +1,5 @@
 """Where a router sends test rows: what a configuration is scored with when the task of each row has to be found."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,13 @@ from hf_merge.modeling.features import FeatureExtractor
 from hf_merge.modeling.inputs import Batch
 from hf_merge.searching.rows import Rows
 from hf_merge.searching.running import TaskRun
-from hf_merge.searching.splits import data_origin
 from hf_merge.searching.tasks import TaskData
 from hf_merge.serving.router import Router
-from hf_merge.serving.router_file import router_tensors
-from hf_merge.storing import disk
-from hf_merge.storing.durable import write_atomic
-from hf_merge.storing.strict_json import dumps, read_json
-from hf_merge.storing.tensors import tensor_bytes
-from hf_merge.workflow.build import ROUTER_FILE, ROUTER_REPORT, read_router, train_router
+from hf_merge.workflow.family_router import provide_router, read_router
 from hf_merge.workflow.project import Project, Reader
 
 
 _NOBODY = -1
-_REPORT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +68,8 @@ def routing_of(
     rows = {task: data[task].test for task in runs}
     if len(runs) == 1:
         return _unrouted(runs)
-    router, eyes = _router(project, data, folder, progress)
+    provide_router(project, folder, data, progress=progress)
+    router, eyes = read_router(folder, project)
     return _routed(router, eyes, project, rows, runs, reader)
 
 
@@ -125,42 +118,3 @@ def _routed(
         seen = run.batches if project.heads[task].wording is None else reader.batches(rows[task])
         shares[task] = router_scores(router, eyes, seen, len(run.labels)).softmax(dim=1)
     return Routing(shares)
-
-
-def _router(
-    project: Project, data: Mapping[str, TaskData], folder: Path, progress: bool
-) -> tuple[Router, FeatureExtractor]:
-    """Returns the recipe's router and its eyes: those that `folder` holds, or new ones."""
-    origin = _origin(project)
-    if (folder / ROUTER_FILE).is_file() and _kept_origin(folder) == origin:
-        return read_router(folder, project)
-    router, eyes, accuracy = train_router(project, data, progress)
-    with disk.naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    # The report last and the router of another recipe without one: a report always speaks of the file beside it.
-    (folder / ROUTER_REPORT).unlink(missing_ok=True)
-    write_atomic(folder / ROUTER_FILE, tensor_bytes(router_tensors(router, eyes)))
-    report = {"layers": eyes.layers, "accuracy": accuracy, "origin": origin}
-    write_atomic(folder / ROUTER_REPORT, dumps(report, indent=1))
-    return router, eyes
-
-
-def _kept_origin(folder: Path) -> object:
-    """Returns what the router in a folder was trained from, or None where nobody says."""
-    if not (folder / ROUTER_REPORT).is_file():
-        return None
-    report = read_json(folder / ROUTER_REPORT, _REPORT_BYTES)
-    return report.get("origin") if isinstance(report, dict) else None
-
-
-def _origin(project: Project) -> str:
-    """Returns a digest of everything that decides a router."""
-    recipe = project.recipe
-    decides = {
-        "base": project.family.base.digest(),
-        "tasks": [[task.name, data_origin(task)] for task in recipe.tasks],
-        "labels": [project.heads[task.name].labels for task in recipe.tasks],
-        "router": recipe.router.model_dump(mode="json"),
-        "search": [recipe.search.seed, recipe.search.validation_rows, recipe.search.max_length],
-    }
-    return hashlib.sha256(dumps(decides)).hexdigest()

@@ -32,8 +32,8 @@ from hf_merge.searching.states import StateCache
 from hf_merge.storing import hub
 from hf_merge.storing.front import Front, FrontPoint
 from hf_merge.storing.results import Report
-from hf_merge.workflow.build import read_router
 from hf_merge.workflow.configurations import configuration_of, new_builder
+from hf_merge.workflow.family_router import read_router
 from hf_merge.workflow.findings import Unseen, UnseenRow
 from hf_merge.workflow.project import DTYPES, Project, Reader, headed_model, open_project, task_runs
 from hf_merge.workflow.routing import router_scores

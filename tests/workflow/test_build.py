@@ -14,8 +14,9 @@ from hf_merge.serving.model import MergeModel
 from hf_merge.storing.front import FrontPoint
 from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
-from hf_merge.workflow.build import MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, build, choose_points, read_router
+from hf_merge.workflow.build import MEMBERS_FOLDER, build, choose_points
 from hf_merge.workflow.configurations import configuration_of, new_builder
+from hf_merge.workflow.family_router import ROUTER_FILE, ROUTER_REPORT, read_router
 from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs
 from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.run_folder import FRONT_FILE, RECIPE_FILE, read_run
@@ -104,7 +105,9 @@ def test_a_second_build_writes_the_same_and_trains_no_second_router(
     first = build(tiny_run.folder, family, progress=False, max_configs=2)
     before = contents(family)
     (family / f".{'0' * 16}.part").write_bytes(b"of a killed build")
-    monkeypatch.setattr("hf_merge.workflow.build.train_router", lambda *_: pytest.fail("the router is there already"))
+    monkeypatch.setattr(
+        "hf_merge.workflow.family_router.train_router", lambda *_: pytest.fail("the router is there already")
+    )
     assert build(tiny_run.folder, family, progress=False, max_configs=2) == first
     assert contents(family) == before
     again = tiny_run.folder / MEMBERS_FOLDER
@@ -114,9 +117,32 @@ def test_a_second_build_writes_the_same_and_trains_no_second_router(
         assert contents(folder) == there
 
 
+def test_a_router_that_was_trained_from_something_else_is_trained_anew(tiny_run: TinyRun, tmp_path: Path) -> None:
+    family = tmp_path / "family"
+    before = contents(tiny_run.folder / MEMBERS_FOLDER / build(tiny_run.folder, family, max_configs=1)[0].name)
+    router, report = (family / ROUTER_FILE).read_bytes(), (family / ROUTER_REPORT).read_bytes()
+    (family / ROUTER_FILE).write_bytes(b"of another run")
+    (family / ROUTER_REPORT).write_bytes(report.replace(b'"origin": "', b'"origin": "0'))
+    (member,) = build(tiny_run.folder, family, progress=False, max_configs=1)
+    assert (family / ROUTER_FILE).read_bytes() == router == (member / ROUTER_FILE).read_bytes()
+    assert (family / ROUTER_REPORT).read_bytes() == report
+    assert contents(member)["chains.json"] == before["chains.json"]
+
+
+def test_a_run_folder_is_known_under_another_name(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tiny_run.folder)
+    monkeypatch.chdir(tmp_path)
+    front = (tiny_run.folder / FRONT_FILE).read_bytes()
+    (member,) = build(Path("link"), tiny_run.folder, progress=False, max_configs=1)
+    assert member.resolve().parent == (tiny_run.folder / MEMBERS_FOLDER).resolve()
+    assert (tiny_run.folder / FRONT_FILE).read_bytes() == front
+
+
 def test_the_router_of_a_family_reads_back_and_tells_its_accuracy(tiny_run: TinyRun) -> None:
     report = loads((tiny_run.folder / ROUTER_REPORT).read_bytes(), "router.json", limit_bytes=10_000)
-    assert isinstance(report, dict) and set(report) == {"layers", "accuracy"}
+    assert isinstance(report, dict) and set(report) == {"layers", "accuracy", "origin"}
     with open_project(tiny_run.recipe) as project:
         router, eyes = read_router(tiny_run.folder, project)
     assert (router.tasks, eyes.layers) == (3, 0)

@@ -21,9 +21,10 @@ from hf_merge.searching.metrics import score
 from hf_merge.searching.tasks import load_task
 from hf_merge.storing import front as fronts
 from hf_merge.storing import results
-from hf_merge.workflow.build import build, read_router
+from hf_merge.workflow.build import build
 from hf_merge.workflow.compare import INDIVIDUAL, INT8, PRETRAINED, compare
 from hf_merge.workflow.comparison import Comparison, Row, as_text, searched_rows
+from hf_merge.workflow.family_router import read_router
 from hf_merge.workflow.merge import merge
 from hf_merge.workflow.project import Reader, open_project
 from hf_merge.workflow.report import report
@@ -153,6 +154,15 @@ def test_the_routed_scores_are_those_of_the_report(tiny_run: TinyRun, measured: 
     found = _rows(compare(tiny_run.recipe, chosen=["average"], out=tmp_path, routed=True, progress=False))
     assert own is not None  # the same recipe gives the same router
     assert found[INDIVIDUAL].routed_scores == pytest.approx(own.routed_scores)
+
+
+def test_fine_tunes_at_8_bits_are_so_where_the_recipe_stores_nothing_in_8_bits(
+    tiny_family: Families, tmp_path: Path
+) -> None:
+    merging = {"codecs": [{"name": "int8", "policy": "never"}]}
+    recipe = Recipe.parse(tiny_family("bert").recipe(search=SMALL, merge=merging), "test")
+    rows = _rows(compare(recipe, chosen=["average"], out=tmp_path / "out", progress=False))
+    assert (rows[INT8].cost or 9) < 0.3 * (rows[INDIVIDUAL].cost or 0)
 
 
 def test_without_being_asked_no_router_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:

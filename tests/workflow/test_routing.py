@@ -1,8 +1,6 @@
-"""Routing of a comparison: the router's own probabilities, and a router that is kept only for what it was made of."""
+"""Routing of a comparison: the router's own probabilities, and what they make of scores."""
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from hf_merge.recipe import Recipe
 from hf_merge.searching.metrics import score
-from hf_merge.workflow.build import read_router
+from hf_merge.workflow.family_router import read_router
 from hf_merge.workflow.project import Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import Routing, as_routed, routing_of
 from hf_merge.workflow.rows import load_rows
@@ -60,24 +58,6 @@ def test_a_single_task_needs_no_router(tiny_family: Families, tmp_path: Path) ->
         routing = _route(project, tmp_path / "kept")
     assert routing.own("animals").all() and bool((routing.shares["animals"] == 1).all())
     assert not (tmp_path / "kept").exists()
-
-
-def test_a_router_is_kept_until_something_that_decides_it_changes(project: Project, tmp_path: Path) -> None:
-    def written() -> int:
-        return (tmp_path / "router.safetensors").stat().st_mtime_ns
-
-    _route(project, tmp_path)
-    first, report = written(), json.loads((tmp_path / "router.json").read_text())
-    assert set(report["accuracy"]) == set(project.family.tasks)
-    _route(project, tmp_path)
-    assert written() == first
-    seeded = project.recipe.model_copy(update={"search": project.recipe.search.model_copy(update={"seed": 7})})
-    _route(replace(project, recipe=seeded), tmp_path)
-    second = written()
-    assert second > first
-    (tmp_path / "router.json").unlink()  # as if it had been stopped before the report was written
-    _route(replace(project, recipe=seeded), tmp_path)
-    assert written() > second
 
 
 @given(ROWS)
