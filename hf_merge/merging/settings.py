@@ -19,6 +19,7 @@ from hf_merge.errors import RecipeError, nearest
 
 Setting = float | str
 Settings = Mapping[str, Setting]
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def spelled(setting: Setting) -> str:
@@ -77,6 +78,8 @@ class Hyperparameter:
             raise RecipeError(f"{owner}: {self.name} is {shorten(value)}, which is no such name. Leave it out.")
         if self.choices:
             return self._chosen(value, owner)
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+            value = float(value)  # YAML takes 1e-6 for a text, as it has no point
         low = -sys.float_info.max if self.low is None else self.low
         high = sys.float_info.max if self.high is None else self.high
         if isinstance(value, bool) or not isinstance(value, int | float) or not self._allows(value, low, high):

@@ -33,12 +33,20 @@ def test_an_integer_and_its_float_mean_the_same() -> None:
     assert isinstance(by_integer[1], float)
 
 
+@pytest.mark.parametrize("written", ["2e-1", "2.e-1", "+20E-2", "0.02e1"])
+def test_a_number_with_an_exponent_is_one_though_yaml_takes_it_for_a_text(written: str) -> None:
+    assert resolve("X", (DENSITY,), {"density": written}) == (("density", 0.2),)
+
+
 def test_negative_zero_is_written_as_zero() -> None:
     ((_, value),) = resolve("X", (ANY,), {"any": -0.0})
     assert math.copysign(1.0, float(value)) == 1.0
 
 
-@pytest.mark.parametrize("value", [0.0, 1.5, -1, 10**400, math.nan, math.inf, -math.inf, True, "0.5", None, [0.5]])
+IMPOSSIBLE = [0.0, 1.5, -1, 10**400, math.nan, math.inf, -math.inf, True, "0.5", "1e400", "e-1", "1e-1x", None, [0.5]]
+
+
+@pytest.mark.parametrize("value", IMPOSSIBLE)
 def test_an_impossible_number_is_refused_with_value_range_and_default(value: object) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve("Merge method 'x'", (DENSITY,), {"density": value})
