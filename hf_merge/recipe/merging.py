@@ -11,6 +11,7 @@ from hf_merge.recipe.data import NAME, Section
 
 MAX_METHODS = 64
 SEGMENTS, REST = "segments", "rest"  # the granularity of components that a user names, and the last of them
+_TAKEN = {REST: "what no other takes", "base": "what adapters leave as it is"}
 
 
 class MergeSpec(Section):
@@ -39,8 +40,9 @@ class MergeSpec(Section):
             raise ValueError(
                 f"granularity '{self.granularity}' does not fit: '{SEGMENTS}' goes with merge.segments, no other does"
             )
-        if REST in (self.segments or {}):
-            raise ValueError(f"'{REST}' is the segment of what no other takes; give yours another name")
+        for name, taken in _TAKEN.items():
+            if name in (self.segments or {}):
+                raise ValueError(f"'{name}' is the segment of {taken}; give yours another name")
         return self
 
     @field_validator("methods", "codecs")

@@ -19,6 +19,7 @@ def test_segments_bring_their_granularity() -> None:
         ({"granularity": "segments"}, "'segments' goes with merge.segments"),
         ({"granularity": "layer", "segments": {"a": ["*"]}}, "granularity 'layer' does not fit"),
         ({"segments": {"rest": ["*"]}}, "'rest' is the segment of what no other takes"),
+        ({"segments": {"base": ["*"]}}, "'base' is the segment of what adapters leave as it is"),
         ({"segments": {}}, "at least 1"),
         ({"segments": {"a b": ["*"]}}, "match pattern"),
         ({"methods": ["ties"] * (MAX_METHODS + 1)}, "65 entries given; give 1 to 64"),
