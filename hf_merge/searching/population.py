@@ -79,8 +79,8 @@ def with_choices(
 
     First the uniform ladder: all tasks merged and all apart in each codec alone, then all merged by each method alone;
     half of the generation at most, but all of it where methods alone are searched, and if there are more of them than
-    `size`. Then what is proposed. Then what was drawn, with methods and codecs drawn at random; then random
-    configurations, where the space holds more.
+    `size`; in any case both extremes in the first method and codec. Then what is proposed. Then what was drawn, with
+    methods and codecs drawn at random; then random configurations, where the space holds more.
 
     Args:
         space: The configurations to draw from.
@@ -98,6 +98,8 @@ def with_choices(
     alone += [space.all_merged(method) for method in range(1, space.methods)]
     uniform = list(dict.fromkeys(alone))  # of codecs that store differences one group is the same
     chosen = dict.fromkeys(uniform if space.merged else uniform[: max(1, size // 2)])
+    if not space.merged:
+        chosen |= dict.fromkeys([space.all_merged(), space.all_separate()])  # of many codecs, the latter comes late
     chosen |= dict.fromkeys(proposed)
     size = max(size, len(chosen))
     for configuration in drawn if not space.merged else ():

@@ -33,7 +33,7 @@ def device_of(choice: str) -> torch.device:
         choice: `cpu`, `cuda`, or `auto` for cuda where there is one.
 
     Raises:
-        InputError: The choice is none of these, or there is no such accelerator.
+        InputError: The choice is none of these, or there is no such accelerator, or LOCAL_RANK is no number.
     """
     if choice not in ("auto", "cpu", "cuda"):
         raise InputError(f"Unknown device '{choice}'.{nearest(choice, ('auto', 'cpu', 'cuda'))}")
@@ -41,7 +41,19 @@ def device_of(choice: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("The device 'cuda' is asked for, and torch finds none here. Choose cpu, or auto.")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", of_launcher("LOCAL_RANK", 0) % torch.cuda.device_count())
+
+
+def of_launcher(name: str, otherwise: int) -> int:
+    """Returns the number that a launcher has put into the environment, `otherwise` where there is none.
+
+    Raises:
+        InputError: What is there is no number.
+    """
+    given = os.environ.get(name) or str(otherwise)
+    if not given.isdecimal():
+        raise InputError(f"{name} is '{given:.40}' in the environment, where a launcher puts a number. Unset it.")
+    return int(given)
 
 
 @dataclass

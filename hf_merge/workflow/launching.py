@@ -19,7 +19,7 @@ import torch
 
 from hf_merge.errors import InputError, WorkerError
 from hf_merge.recipe import Recipe
-from hf_merge.searching.ranks import Ranks
+from hf_merge.searching.ranks import Ranks, of_launcher
 from hf_merge.storing import hub
 
 
@@ -47,10 +47,11 @@ def joined_ranks(
         access: How those started here reach the Hub.
 
     Raises:
-        InputError: The number of processes is impossible, or a launcher has started some already.
+        InputError: The number of processes is impossible, or a launcher has started some already, or WORLD_SIZE is no
+            number.
         WorkerError: The ranks did not find each other.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = of_launcher("WORLD_SIZE", 1)
     if processes < 1:
         raise InputError(f"--num-processes is {processes}; give at least 1.")
     if processes > 1 and launched > 1:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_merge.errors import InputError
-from hf_merge.searching.ranks import Ranks, device_of
+from hf_merge.searching.ranks import Ranks, device_of, of_launcher
 
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,14 @@ def test_every_rank_of_a_machine_has_an_accelerator_of_its_own(
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert device_of("auto") == device_of("cuda") == torch.device("cuda", index)
     assert device_of("cpu") == torch.device("cpu")
+
+
+def test_what_a_launcher_did_not_put_there_is_refused_and_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert of_launcher("WORLD_SIZE", 1) == 1
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(InputError, match="WORLD_SIZE is 'many' in the environment"):
+        of_launcher("WORLD_SIZE", 1)
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -215,6 +215,13 @@ def test_a_first_generation_smaller_than_the_population_is_enough(monkeypatch: p
     assert len(archive.measured) == 40
 
 
+@pytest.mark.parametrize(("codecs", "population"), [(3, 4), (3, 6), (12, 20)])
+def test_of_many_codecs_both_extremes_are_in_the_first_generation_all_the_same(codecs: int, population: int) -> None:
+    space = SearchSpace(SPACE.components, ("a", "b", "c"), codecs=codecs)
+    archive, _ = run(replace(SMALL, population=population, evaluations=population), space)
+    assert {space.all_merged(), space.all_separate()} <= {entry.configuration for entry in archive.measured}
+
+
 def test_the_largest_seed_works() -> None:
     assert len(run(replace(SMALL, seed=2**32 - 1))[0].measured) == 40
 
