@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from hf_merge.merging.threads import one_thread
+
 
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 
@@ -74,6 +76,7 @@ def combined(pairs: Iterable[tuple[Tensor, Tensor]], weights: Sequence[float], r
     return cut(torch.cat([a for a, _ in scaled]), torch.cat([b for _, b in scaled], dim=1), rank)
 
 
+@one_thread()
 def cut(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Returns the balanced pair of the given rank that is nearest to the update of a pair of any rank.
 
@@ -94,6 +97,7 @@ def cut(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return filled_a, filled_b
 
 
+@one_thread()
 def factored(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Returns the balanced pair of the given rank that is nearest to an update.
 

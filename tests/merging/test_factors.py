@@ -88,3 +88,19 @@ def test_factors_are_kept_together_and_everything_else_alone() -> None:
         ("a.bias",), ("a.lora_A.weight", "a.lora_B.weight"), ("b.ia3_l",), ("c.lora_B.weight",),
     ]  # fmt: skip
     assert [factors.is_pair(unit) for unit in factors.units(names)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_equal_updates_have_equal_bytes_on_any_number_of_threads(tall: bool) -> None:
+    # Large enough that torch would share out the work.
+    update = torch.randn(640, 320 if tall else 768, generator=torch.Generator().manual_seed(0))
+    pairs = [pair(seed, 64, 768, 768) for seed in range(3)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append([*factors.combined(pairs, [0.5, 0.3, 0.2], 64), *factors.factored(update, 32)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))

@@ -11,7 +11,6 @@ the authors' programs let LAPACK fill them in at will.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hf_merge.merging.methods import Member
 from hf_merge.merging.methods._task_vectors import divide_, step, task_vectors, total
+from hf_merge.merging.threads import one_thread
 
 
 PRESENT = 1e-5  # of the largest singular value: what is smaller is no direction
@@ -107,14 +107,3 @@ def gram(matrix: Tensor) -> Tensor:
         wide = rows.double()
         products.addmm_(wide.T, wide)
     return products
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets torch use one thread: eigenvectors differ from one number of threads to another, and bytes must not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_merge.merging.methods import ROWS, Member, MergeMethod, Need
-from hf_merge.merging.methods._spectra import one_thread
 from hf_merge.merging.settings import Hyperparameter, Settings
+from hf_merge.merging.threads import one_thread
 
 
 def merge(base: Tensor, members: Iterable[Member], settings: Settings) -> Tensor:
