@@ -100,7 +100,8 @@ THIRD_PARTIES = {
     "torch": Place(
         loading=(
             "merging.methods*", "merging.codecs*", "merging.experts", "merging.factors",
-            "merging.group_reader", "merging.peers*", "merging.ranges", "merging.statistics", "merging.task_vectors", "merging.threads",
+            "merging.group_reader", "merging.peers*", "merging.ranges", "merging.statistics", "merging.task_vectors",
+            "merging.threads",
             "storing.tensors", "storing.library", "storing.member_writing", "storing.checkpoints", "storing.families",
             "storing.model_folder", "storing.adapters", "storing.adapted", "storing.language",
             "modeling.*", "searching.building", "searching.evaluation", "searching.judging",
