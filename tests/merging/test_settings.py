@@ -195,6 +195,23 @@ def test_a_whole_number_is_taken_in_either_writing() -> None:
     assert resolve("X", (RANK,), {"rank": 16}) == resolve("X", (RANK,), {"rank": 16.0}) == (("rank", 16.0),)
 
 
+COUNTS = {
+    "fisher": ["rows"],
+    "regmean": ["rows"],
+    "adamerging": ["rows", "steps", "batch"],
+    "expert_merging": ["rows", "epochs", "accumulate"],
+    "expert_merging_plus": ["rows", "epochs", "accumulate"],
+}
+
+
+@pytest.mark.parametrize(("method", "setting"), [(method, name) for method, names in COUNTS.items() for name in names])
+def test_what_a_method_counts_is_whole(method: str, setting: str) -> None:
+    """A fraction would be cut off later: one merge under two identities."""
+    with pytest.raises(RecipeError, match=rf"{setting} is 2\.5; it must be a whole number"):
+        MethodSpec.resolve(method, {setting: 2.5})
+    assert MethodSpec.resolve(method, {setting: 2}).mapping[setting] == 2.0
+
+
 @pytest.mark.parametrize("value", [3, "2", 2.5, None, True, math.nan, [2]])
 def test_a_number_that_is_none_of_the_choices_is_refused_with_them(value: object) -> None:
     with pytest.raises(RecipeError, match=r"bits is .* Known: 2, 4\. Leave it out for '2'\."):

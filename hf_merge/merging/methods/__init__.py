@@ -34,6 +34,7 @@ ROWS = Hyperparameter(
     256,
     low=1,
     high=100_000,
+    whole=True,
     help="How many rows of each task, without their labels, are run through its fine-tune beforehand.",
 )
 

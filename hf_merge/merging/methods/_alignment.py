@@ -1,14 +1,18 @@
 """The settings of Expert Merging, which its two methods share; `hf_merge/modeling/fitting.py` does the fitting."""
 
+from dataclasses import replace
+
 from hf_merge.merging.methods import ROWS
 from hf_merge.merging.settings import Hyperparameter
 
 
 ALIGNMENT = (
     Hyperparameter("scale", 0.4, low=0.01, high=0.99, help="What every coefficient starts from, and is pulled to."),
-    Hyperparameter(ROWS.name, 5, low=ROWS.low, high=ROWS.high, help=ROWS.help),
-    Hyperparameter("epochs", 1, low=1, high=10_000, help="How many times the rows are gone through."),
-    Hyperparameter("accumulate", 8, low=1, high=10_000, help="How many rows, task by task, a change looks at."),
+    replace(ROWS, default=5),
+    Hyperparameter("epochs", 1, low=1, high=10_000, whole=True, help="How many times the rows are gone through."),
+    Hyperparameter(
+        "accumulate", 8, low=1, high=10_000, whole=True, help="How many rows, task by task, a change looks at."
+    ),
     Hyperparameter("rate", 0.5, low=0.0, high=10.0, help="AdamW's learning rate, on the coefficients' logits."),
     Hyperparameter("hidden", 1.0, low=0.0, high=1e6, help="What the loss of the hidden states is multiplied by."),
     Hyperparameter("logits", 1.0, low=0.0, high=1e6, help="What the loss of the answers is multiplied by."),

@@ -19,8 +19,12 @@ METHOD = MergeMethod(
     hyperparameters=(
         Hyperparameter("scale", 0.3, low=0.0, high=1.0, help="What every coefficient starts from."),
         ROWS,
-        Hyperparameter("steps", 500, low=1, high=100_000, help="How many times the coefficients are changed."),
-        Hyperparameter("batch", 16, low=1, high=4096, help="How many rows of each task a change looks at."),
+        Hyperparameter(
+            "steps", 500, low=1, high=100_000, whole=True, help="How many times the coefficients are changed."
+        ),
+        Hyperparameter(
+            "batch", 16, low=1, high=4096, whole=True, help="How many rows of each task a change looks at."
+        ),
         Hyperparameter("rate", 1e-3, low=0.0, high=1.0, help="Adam's learning rate."),
     ),
     source="https://arxiv.org/abs/2310.02575",
