@@ -53,7 +53,7 @@ class Pupil:
         model: Its model, the head set, in float32.
         names: The base's name of every backbone tensor, to the name on the task's own disk.
         trunk: The base's trunk.
-        batches: Rows as model inputs.
+        batches: Rows as model inputs, as many together as a loss looks at.
         weight: What its losses are multiplied by.
     """
 
@@ -63,14 +63,6 @@ class Pupil:
     trunk: str
     batches: Sequence[Batch]
     weight: float = 1.0
-
-    def pieces(self, size: int) -> list[Inputs]:
-        """Returns the inputs cut into pieces of at most `size` rows."""
-        return [
-            {name: value[start : start + size] for name, value in batch.inputs.items()}
-            for batch in self.batches
-            for start in range(0, len(batch.rows), size)
-        ]
 
     def see(self, weights: Mapping[str, Tensor], inputs: Inputs, blocks: Sequence[nn.Module]) -> Seen:
         """Returns what the model gives with these backbone weights, by the base's names."""
@@ -119,13 +111,12 @@ def fit_confidence(mixture: Mixture, fit: Fit) -> None:
     Source: arXiv 2310.02575, eq. 5: Adam, the mean entropy of every task's batch, all batches of a step together.
     """
     settings = fit.settings
-    batches = {pupil.task: pupil.pieces(int(settings["batch"])) for pupil in fit.pupils if pupil.model.num_labels > 1}
+    unsure = [pupil for pupil in fit.pupils if pupil.model.num_labels > 1]
     optimiser = torch.optim.Adam(list(mixture.numbers.values()), lr=float(settings["rate"]))
     for step in range(int(settings["steps"])):
-        for pupil in fit.pupils:
-            if pupil.task in batches:
-                pieces = batches[pupil.task]
-                pupil.gradients(mixture, pieces[step % len(pieces)], (), lambda seen: entropy(seen.logits))
+        for pupil in unsure:
+            batch = pupil.batches[step % len(pupil.batches)]
+            pupil.gradients(mixture, batch.inputs, (), lambda seen: entropy(seen.logits))
         _change(mixture, optimiser, 0.0, None)
         fit.advance(1)
 
@@ -236,7 +227,7 @@ class _Lesson:
 def _lessons(pupil: Pupil, own: Mapping[str, Tensor], settings: Settings) -> list[_Lesson]:
     """Returns a lesson for every row of a task."""
     pupil.model.set_backbone(own, pupil.trunk)
-    rows = pupil.pieces(1)
+    rows = [batch.inputs for batch in pupil.batches]
     found = blocks_of(pupil.model, rows[0]) if float(settings["hidden"]) else ()
     # One in the middle and the last: of which blocks the paper's "small set of layers" consists is left open there.
     blocks = tuple(found[index] for index in sorted({len(found) // 2, len(found) - 1})) if found else ()

@@ -19,7 +19,7 @@ from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.project import Project, headed_model
-from hf_merge.workflow.unlabelled import origin, unlabelled_rows
+from hf_merge.workflow.unlabelled import origin, rows_together, unlabelled_rows
 
 
 Groups = Mapping[str, Sequence[Group]]  # for each component, the groups of tasks that share it
@@ -86,11 +86,11 @@ def _pupils(project: Project, names: Sequence[str], method: MethodSpec) -> list[
     """Returns the tasks with their rows and their models."""
     tasks = [task for task in project.recipe.tasks if task.name in names]
     rows, reader, family = unlabelled_rows(project, tasks, method), project.reader, project.family
-    pupils = []
+    pupils, together = [], rows_together(method)
     for task in tasks:
         model = headed_model(project, task, reader, torch.float32)
         own = {name: model.own_name(name, family.base.trunk) for name in family.shapes}
-        batches = reader.run(project, task, model, rows[task.name]).batches
+        batches = reader.run(project, task, model, rows[task.name], together).batches
         pupils.append(Pupil(task.name, model, own, family.base.trunk, batches, task.weight))
     return pupils
 

@@ -206,9 +206,9 @@ class Reader:
             tuned = project.family.tasks
             require_same_processors(folder, {task: tuned[task].source.folder for task in tuned}, project.kind)
 
-    def batches(self, rows: Rows) -> list[Batch]:
+    def batches(self, rows: Rows, batch_size: int | None = None) -> list[Batch]:
         """Returns rows as they are, as model inputs, arranged once: texts and sounds sorted by length."""
-        size = self._search.batch_size
+        size = self._search.batch_size if batch_size is None else batch_size
         if self._processor is not None:
             return image_batches(self._processor, rows.images or (), batch_size=size)
         if self._hearing is not None:
@@ -219,14 +219,18 @@ class Reader:
             self._tokenizer, rows.texts or (), rows.pairs, batch_size=size, max_length=self._search.max_length
         )
 
-    def run(self, project: Project, task: TaskSpec, model: TaskModel, rows: Rows) -> TaskRun:
-        """Returns a task ready to be evaluated: its rows as they are, or as what a language model is asked."""
-        if task.data.wording is None or self._tokenizer is None:
-            return TaskRun(task.name, model, self.batches(rows), rows.labels, task.metric)
-        search, config = self._search, project.family.base.config
-        prompter = Prompter(
-            self._tokenizer, project.kind, config, batch_size=search.batch_size, max_length=search.max_length
-        )
+    def run(
+        self, project: Project, task: TaskSpec, model: TaskModel, rows: Rows, batch_size: int | None = None
+    ) -> TaskRun:
+        """Returns a task ready to be evaluated: its rows as they are, or as what a language model is asked.
+
+        At most `batch_size` rows share a batch; None is the recipe's, which counts every option of a row.
+        """
+        wording, config = task.data.wording, project.family.base.config
+        if wording is None or self._tokenizer is None:
+            return TaskRun(task.name, model, self.batches(rows, batch_size), rows.labels, task.metric)
+        size = self._search.batch_size if batch_size is None else batch_size * len(wording.answers or [""])
+        prompter = Prompter(self._tokenizer, project.kind, config, batch_size=size, max_length=self._search.max_length)
         return asked_run(task, model, rows, prompter)
 
 

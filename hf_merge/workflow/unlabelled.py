@@ -36,6 +36,11 @@ def unlabelled_rows(project: Project, tasks: Sequence[TaskSpec], method: MethodS
     return rows
 
 
+def rows_together(method: MethodSpec) -> int:
+    """Returns how many rows of a task a method looks at together, at most: its `batch`, else each row alone."""
+    return int(method.mapping.get("batch", 1))
+
+
 def origin(project: Project, task: TaskSpec, method: MethodSpec, need: Need) -> dict[str, str]:
     """Returns everything that decides what is gathered of a task."""
     search = project.recipe.search

@@ -126,7 +126,7 @@ def test_confident_coefficients_lower_the_entropy_of_answers(tiny_family: Famili
             return sum(float(entropy(_answers(pupil, mixture.weights(pupil.task)))) for pupil in pupils)
 
         before = mean_entropy()
-        fit_confidence(mixture, Fit(pupils, {"batch": 12.0, "rate": 0.02, "steps": 15.0}))
+        fit_confidence(mixture, Fit(pupils, {"rate": 0.02, "steps": 15.0}))
         assert mean_entropy() < 0.9 * before
         assert all(0 <= float(value) <= 1 for value in mixture.coefficients("animals").values())
 
@@ -136,7 +136,7 @@ def test_a_task_without_labels_gives_no_entropy(tiny_family: Families) -> None:
         mixture, pupils = _set_up(project, "adamerging", CLAMPED)
         alone = [pupil for pupil in pupils if pupil.task == "sizes"]
         before = {name: number.detach().clone() for (name, _), number in mixture.numbers.items()}
-        fit_confidence(mixture, Fit(alone, {"batch": 12.0, "rate": 0.02, "steps": 3.0}))
+        fit_confidence(mixture, Fit(alone, {"rate": 0.02, "steps": 3.0}))
         assert all(torch.equal(before[name], number) for (name, _), number in mixture.numbers.items())
 
 

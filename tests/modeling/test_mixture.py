@@ -43,9 +43,9 @@ def test_gradients_are_those_of_torch_through_the_merged_weights(
     family = tiny_family("distilbert")
     tasks = tuple(family.tasks)
     with _project(family) as project:
-        pupil = _pupils(project, tasks, MethodSpec.resolve("expert_merging"))[1]
+        pupil = _pupils(project, tasks, MethodSpec.resolve("adamerging", {"rows": 5, "batch": 2}))[1]
         mixture = _mixture(project, [tasks], link, chunks)
-        inputs = pupil.pieces(2)[0]
+        inputs = next(batch.inputs for batch in pupil.batches if len(batch.rows) == 2)
         pupil.gradients(mixture, inputs, (), lambda seen: seen.logits.square().sum())
         mixture.pull_back(0.7)
         found = {name: number.grad for (name, _), number in mixture.numbers.items()}

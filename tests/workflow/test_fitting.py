@@ -11,13 +11,14 @@ from hf_merge.errors import InputError, RecipeError
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.recipe import Recipe
 from hf_merge.workflow.build import build
-from hf_merge.workflow.fitting import groups_within, merged_groups
+from hf_merge.workflow.fitting import _pupils, groups_within, merged_groups
 from hf_merge.workflow.gathering import GatheredOnce
 from hf_merge.workflow.merge import merge
 from hf_merge.workflow.project import open_project
 from hf_merge.workflow.run_folder import GATHERED_FOLDER, read_run
 from hf_merge.workflow.search import search
 from tests.tiny_models import TinyFamily
+from tests.tiny_speakers import SpeakingFamily
 from tests.workflow.test_build import require_the_logits_of_the_search
 
 
@@ -62,6 +63,38 @@ def test_what_was_fitted_is_not_fitted_again(tiny_family: Families, tmp_path: Pa
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     merge(recipe, tmp_path / "c", method="expert_merging", settings={"rows": 4.0}, gathered=kept, progress=False)
     assert len(list(kept.iterdir())) == 6
+
+
+@pytest.mark.parametrize("method", FEW)
+def test_the_recipes_batches_change_nothing_that_is_fitted(tiny_family: Families, tmp_path: Path, method: str) -> None:
+    found = []
+    for size in (2, 32):
+        recipe, kept = (
+            Recipe.parse(tiny_family("bert").recipe(search={"batch_size": size}), "test"),
+            tmp_path / str(size),
+        )
+        merge(recipe, kept / "out", method=method, settings=FEW[method], gathered=kept / "kept", progress=False)
+        weights = (kept / "out" / "model.safetensors").read_bytes()
+        found.append((weights, {path.name: path.read_bytes() for path in (kept / "kept").iterdir()}))
+    assert found[0] == found[1]
+
+
+def test_a_change_looks_at_as_many_rows_as_the_method_says(tiny_family: Families) -> None:
+    """Also where the recipe's batches are smaller."""
+    recipe = Recipe.parse(tiny_family("vit").recipe(search={"batch_size": 2}), "test")
+    with open_project(recipe) as project:
+        for batch, sizes in ((1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (64, [7])):
+            spec = MethodSpec.resolve("adamerging", {"rows": 7, "batch": batch})
+            for pupil in _pupils(project, tuple(project.family.tasks), spec):
+                assert [len(one.rows) for one in pupil.batches] == sizes
+
+
+def test_a_row_of_a_language_model_is_one_whatever_its_options(tiny_speakers: Callable[[str], SpeakingFamily]) -> None:
+    recipe = Recipe.parse(tiny_speakers("llama").recipe(search={"batch_size": 2}), "test")
+    with open_project(recipe) as project:
+        spec = MethodSpec.resolve("adamerging", {"rows": 7, "batch": 7})
+        pupil = next(one for one in _pupils(project, tuple(project.family.tasks), spec) if one.model.num_labels > 1)
+        assert [len(batch.rows) for batch in pupil.batches] == [7]
 
 
 def test_every_group_has_coefficients_of_its_own(tiny_family: Families, tmp_path: Path) -> None:

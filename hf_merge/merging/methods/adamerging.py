@@ -23,7 +23,12 @@ METHOD = MergeMethod(
             "steps", 500, low=1, high=100_000, whole=True, help="How many times the coefficients are changed."
         ),
         Hyperparameter(
-            "batch", 16, low=1, high=4096, whole=True, help="How many rows of each task a change looks at."
+            "batch",
+            16,
+            low=1,
+            high=4096,
+            whole=True,
+            help="How many rows of each task, of like length, a change sees at most.",
         ),
         Hyperparameter("rate", 1e-3, low=0.0, high=1.0, help="Adam's learning rate."),
     ),
