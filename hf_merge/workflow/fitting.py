@@ -86,7 +86,7 @@ def _pupils(project: Project, names: Sequence[str], method: MethodSpec) -> list[
     """Returns the tasks with their rows and their models."""
     tasks = [task for task in project.recipe.tasks if task.name in names]
     rows, reader, family = unlabelled_rows(project, tasks, method), project.reader, project.family
-    pupils, together = [], rows_together(method)
+    pupils, together = [], rows_together(project, method)
     for task in tasks:
         model = headed_model(project, task, reader, torch.float32)
         own = {name: model.own_name(name, family.base.trunk) for name in family.shapes}

@@ -18,8 +18,8 @@ from hf_merge.storing import disk
 from hf_merge.storing.gathered import GatheredFile, gathered_path, write_gathered
 from hf_merge.workflow.bars import waiting
 from hf_merge.workflow.fitting import fitted, groups_within, merged_groups
-from hf_merge.workflow.project import Project, Reader, headed_model
-from hf_merge.workflow.unlabelled import origin, unlabelled_rows
+from hf_merge.workflow.project import Project, headed_model
+from hf_merge.workflow.unlabelled import origin, rows_together, unlabelled_rows
 
 
 logger = logging.getLogger(__name__)
@@ -53,11 +53,10 @@ def gathered(project: Project, method: MethodSpec, folder: Path, *, progress: bo
     if missing:
         with disk.naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        rows = unlabelled_rows(project, missing, method)
-        reader = project.reader
+        rows, together = unlabelled_rows(project, missing, method), rows_together(project, method)
         with waiting(progress, f"gathering for {method.name}", sum(map(len, rows.values())), "row") as bar:
             for task in missing:
-                found = _gather(project, task, need, rows[task.name], reader, bar.update)
+                found = _gather(project, task, need, rows[task.name], together, bar.update)
                 write_gathered(paths[task.name], found)
     return {task: GatheredFile(path) for task, path in paths.items()}
 
@@ -124,16 +123,16 @@ def _require_whole(project: Project, method: MethodSpec) -> None:
 
 
 def _gather(
-    project: Project, task: TaskSpec, need: Need, rows: Rows, reader: Reader, advance: Callable[[int], object]
+    project: Project, task: TaskSpec, need: Need, rows: Rows, together: int, advance: Callable[[int], object]
 ) -> dict[str, Gathered]:
-    """Returns what is gathered of one fine-tune."""
+    """Returns what is gathered of one fine-tune, at most so many rows together."""
     family, tuned = project.family, project.family.tasks[task.name]
-    trunk = family.base.trunk
+    reader, trunk = project.reader, family.base.trunk
     model = headed_model(project, task, reader, torch.float32)
     model.set_backbone({name: tuned.read(name).view(shape) for name, shape in family.shapes.items()}, trunk)
     model.require_complete()
     names = {model.own_name(name, trunk): name for name in family.shapes}
-    found = gather(need, model, names, reader.run(project, task, model, rows).batches, advance)
+    found = gather(need, model, names, reader.run(project, task, model, rows, together).batches, advance)
     broken = next((name for name, part in found.items() if not bool(part.values.isfinite().all())), None)
     if broken is not None:
         raise NonFiniteWeights(

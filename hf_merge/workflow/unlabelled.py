@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 
+from hf_merge.merging import methods
 from hf_merge.merging.methods import MethodSpec, Need
 from hf_merge.recipe import TaskSpec
 from hf_merge.searching.rows import Rows
@@ -36,8 +37,14 @@ def unlabelled_rows(project: Project, tasks: Sequence[TaskSpec], method: MethodS
     return rows
 
 
-def rows_together(method: MethodSpec) -> int:
-    """Returns how many rows of a task a method looks at together, at most: its `batch`, else each row alone."""
+def rows_together(project: Project, method: MethodSpec) -> int:
+    """Returns how many rows of a task a method looks at together, at most.
+
+    That is its own `batch` where it has one. Products of inputs are summed over all rows, so that the recipe's batches
+    serve; whatever else is asked is asked of each row alone, which then needs no padding.
+    """
+    if methods.get(method.name).needs is Need.INPUT_PRODUCTS:
+        return project.recipe.search.batch_size
     return int(method.mapping.get("batch", 1))
 
 
@@ -47,6 +54,7 @@ def origin(project: Project, task: TaskSpec, method: MethodSpec, need: Need) -> 
     return {
         "need": need.value,
         "rows": str(int(method.mapping["rows"])),
+        "together": str(rows_together(project, method)),  # it decides how rows are padded and sums are rounded
         "weights": project.family.tasks[task.name].source.digest(),
         "data": json.dumps(data_origin(task), sort_keys=True),
         "drawn": f"{search.seed}/{search.validation_rows}/{project.recipe.router.rows_per_task}/{search.max_length}",

@@ -57,6 +57,19 @@ def test_what_was_kept_gives_the_same_bytes_and_is_not_gathered_again(
     assert files[0] == files[1] == files[2]
 
 
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_what_was_kept_is_what_would_be_gathered_whatever_the_batches(
+    tiny_family: Families, tmp_path: Path, method: str
+) -> None:
+    kept = tmp_path / "kept"
+    for size in (2, 32):
+        recipe = Recipe.parse(tiny_family("bert").recipe(search={"batch_size": size}), "test")
+        merge(recipe, tmp_path / f"{size}", method=method, settings=FEW, gathered=kept, progress=False)
+        merge(recipe, tmp_path / f"{size}-anew", method=method, settings=FEW, progress=False)
+        files = [(tmp_path / name / "model.safetensors").read_bytes() for name in (f"{size}", f"{size}-anew")]
+        assert files[0] == files[1]
+
+
 def test_no_label_is_looked_at(tiny_family: Families, tmp_path: Path) -> None:
     recipe = Recipe.parse(tiny_family("bert").recipe(), "test")
     spec = MethodSpec.resolve("fisher", FEW)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from hf_merge.merging import methods
 from hf_merge.merging.methods import MethodSpec, Need
 from hf_merge.modeling.assembly import Head
 from hf_merge.recipe import Recipe
@@ -12,7 +13,7 @@ from hf_merge.searching.tasks import TaskData
 from hf_merge.workflow import unlabelled
 from hf_merge.workflow.project import open_project
 from hf_merge.workflow.rows import load_rows
-from hf_merge.workflow.unlabelled import origin, unlabelled_rows
+from hf_merge.workflow.unlabelled import origin, rows_together, unlabelled_rows
 from tests.tiny_models import TinyFamily
 
 
@@ -65,3 +66,26 @@ def test_whatever_decides_what_is_gathered_is_in_its_origin(tiny_family: Familie
             found.append(origin(project, task, spec, Need.SQUARED_GRADIENTS))
             assert origin(project, project.recipe.tasks[1], spec, Need.SQUARED_GRADIENTS) != found[-1]
     assert len({str(sorted(one.items())) for one in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "sizes"),
+    [
+        ("adamerging", {"batch": 5}, (5, 5)),
+        ("expert_merging", {}, (1, 1)),
+        ("fisher", {}, (1, 1)),
+        ("regmean", {}, (2, 32)),
+    ],
+)
+def test_how_many_rows_go_together_is_in_the_origin(
+    tiny_family: Families, method: str, settings: dict[str, int], sizes: tuple[int, int]
+) -> None:
+    spec, found = MethodSpec.resolve(method, settings), []
+    need = methods.get(method).needs
+    assert need is not None
+    for batch_size in (2, 32):
+        with open_project(Recipe.parse(tiny_family("bert").recipe(search={"batch_size": batch_size}), "t")) as project:
+            found.append((rows_together(project, spec), origin(project, project.recipe.tasks[0], spec, need)))
+    assert tuple(together for together, _ in found) == sizes
+    assert [decided["together"] for _, decided in found] == [str(size) for size in sizes]
+    assert (found[0] == found[1]) == (sizes[0] == sizes[1])
