@@ -232,12 +232,11 @@ def _scale_by_depth(
 
     Source: LiNeS, arXiv 2410.17146, eq. 2.
     """
-    shallow = float(method.mapping.get("shallow", 1.0))
-    if shallow == 1.0 or is_statistic(names[0]):
+    if method.factor_at(0.0) == 1.0 or is_statistic(names[0]):
         return
     deep = dict(zip(component.tensors, component.depths, strict=True))
     parts = reader.split(merged, names)
-    factors_of = [shallow + (1.0 - shallow) * deep[name] for name in names]
+    factors_of = [method.factor_at(deep[name]) for name in names]
     if factors.is_pair(names):
         parts[1].mul_(factors_of[1])
         return

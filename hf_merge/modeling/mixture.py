@@ -7,6 +7,7 @@ does, whatever it ties or shares, and one gradient per merged tensor serves all 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class Mixture:
         start: float,
         link: Link,
         chunks: Callable[[str, Group], int],
+        factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Reads the weights and merges them with every coefficient at `start`.
 
@@ -70,9 +72,10 @@ class Mixture:
             start: What every coefficient starts from.
             link: How coefficients are kept in their range.
             chunks: How many coefficients a group's tensor has for each member; 0 leaves all at `start`.
+            factors: What a tensor's task vectors are multiplied by beside their coefficients; 1 where nothing is said.
         """
         self.start, self._link = start, link
-        self._shapes, self._tuned = shapes, tuned
+        self._shapes, self._tuned, self._factors = shapes, tuned, factors
         self._base = {name: base.read(name).reshape(-1) for name in groups}
         self._kept: dict[tuple[str, str], Tensor] = {}
         self._kept_bytes = 0
@@ -184,10 +187,11 @@ class Mixture:
                     self._merged[name, group] = part.clone()
 
     def _vector(self, name: str, task: str) -> Tensor:
-        """Returns a task vector's tensor [n] float32; kept while there is room."""
+        """Returns a task vector's tensor [n] float32, times its factor; kept while there is room."""
         if (name, task) in self._kept:
             return self._kept[name, task]
         vector = self._tuned[task].read(name).reshape(-1) - self._base[name]
+        vector *= self._factors.get(name, 1.0)
         if self._kept_bytes + vector.nbytes <= KEPT_BYTES:
             self._kept[name, task] = vector
             self._kept_bytes += vector.nbytes

@@ -123,7 +123,10 @@ class _Fitting:
         return {pupil.task: mixed.coefficients(pupil.task) for pupil in self.pupils}
 
     def _mixture(self, counts: Mapping[str, int]) -> Mixture:
-        """Returns all groups merged by the method's scale, in so many chunks where not in one."""
+        """Returns all groups merged by the method's scale, in so many chunks where not in one.
+
+        What merging scales by depth is scaled here too, so that what is fitted is the model that is built.
+        """
         family, chosen = self.project.family, _trained(self.project, self.need)
         return Mixture(
             {name: self.groups[part.name] for part in self.project.components for name in part.tensors},
@@ -133,6 +136,11 @@ class _Fitting:
             float(self.method.mapping["scale"]),
             CLAMPED if self.need is Need.CONFIDENT_COEFFICIENTS else SIGMOID,
             lambda name, group: counts.get(chunk_key((name, group)), 1) if name in chosen else 0,
+            {
+                name: self.method.factor_at(depth)
+                for part in self.project.components
+                for name, depth in zip(part.tensors, part.depths, strict=True)
+            },
         )
 
     def _own(self, task: str) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Merged weights being fitted: their gradients beside torch's own, and the weights beside what the method makes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -29,10 +30,16 @@ def _project(family: TinyFamily) -> Iterator[Project]:
         yield project
 
 
-def _mixture(project: Project, groups: list[tuple[str, ...]], link: Link = SIGMOID, chunks: int = 1) -> Mixture:
+def _mixture(
+    project: Project,
+    groups: list[tuple[str, ...]],
+    link: Link = SIGMOID,
+    chunks: int = 1,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> Mixture:
     family = project.family
     shared = dict.fromkeys(family.shapes, groups)
-    return Mixture(shared, family.origin, family.tasks, family.shapes, 0.4, link, lambda name, group: chunks)
+    return Mixture(shared, family.origin, family.tasks, family.shapes, 0.4, link, lambda name, group: chunks, factors)
 
 
 @pytest.mark.parametrize("link", [SIGMOID, CLAMPED])
@@ -135,6 +142,24 @@ def test_importance_is_the_weight_that_is_moved(tiny_family: Families) -> None:
         base = project.family.origin.read(QUERY)
         moved = sum(float((project.family.tasks[task].read(QUERY) - base).abs().sum()) for task in tasks)
         assert mixture.importance()[QUERY, tasks] == pytest.approx(0.4 * moved, rel=1e-5)
+
+
+def test_a_factor_counts_in_weights_gradients_and_importance(tiny_family: Families) -> None:
+    family = tiny_family("bert")
+    tasks = tuple(family.tasks)
+    with _project(family) as project:
+        found = []
+        for factors in ({}, {QUERY: 0.25}):
+            mixture = _mixture(project, [tasks], factors=factors)
+            mixture.add_gradients(tasks[0], {QUERY: torch.ones(WIDE)})
+            mixture.pull_back(0.0)
+            change = mixture.weights(tasks[0])[QUERY] - project.family.origin.read(QUERY).view(WIDE)
+            gradient = mixture.numbers[QUERY, tasks].grad
+            assert gradient is not None
+            found.append((change, gradient, torch.tensor(mixture.importance()[QUERY, tasks])))
+        for plain, scaled in zip(*found, strict=True):
+            torch.testing.assert_close(scaled, 0.25 * plain, rtol=1e-4, atol=1e-6)
+            assert plain.any()
 
 
 def test_gradients_count_once(tiny_family: Families) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from safetensors.torch import load_file
 
 from hf_merge.errors import InputError, RecipeError
 from hf_merge.merging.methods import MethodSpec
+from hf_merge.modeling.mixture import Mixture
 from hf_merge.recipe import Recipe
+from hf_merge.workflow import fitting
 from hf_merge.workflow.build import build
 from hf_merge.workflow.fitting import _pupils, groups_within, merged_groups
 from hf_merge.workflow.gathering import GatheredOnce
@@ -51,6 +54,27 @@ def test_a_merge_is_the_base_plus_the_task_vectors_times_what_was_kept(
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     start = MethodSpec.resolve(method).mapping["scale"]
     assert max(abs(value - float(start)) for value in moved) > 1e-3
+
+
+@pytest.mark.parametrize("shallow", [1.0, 0.25])
+@pytest.mark.parametrize("method", FEW)
+def test_what_is_fitted_is_the_model_that_is_built(
+    tiny_family: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, shallow: float
+) -> None:
+    mixtures: list[Mixture] = []
+
+    def mixed(*given: Any) -> Mixture:
+        mixtures.append(Mixture(*given))
+        return mixtures[-1]
+
+    monkeypatch.setattr(fitting, "Mixture", mixed)
+    family = tiny_family("bert")
+    recipe, settings = Recipe.parse(family.recipe(), "test"), {**FEW[method], "shallow": shallow}
+    merge(recipe, tmp_path / "out", method=method, settings=settings, progress=False)
+    seen, built = mixtures[-1].weights(next(iter(family.tasks))), load_file(tmp_path / "out" / "model.safetensors")
+    assert WEIGHT in seen and set(seen) <= set(built)
+    for name, weight in seen.items():
+        torch.testing.assert_close(weight, built[name])
 
 
 def test_what_was_fitted_is_not_fitted_again(tiny_family: Families, tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ class MethodSpec(Spec):
         """
         return cls(name, resolve(f"Merge method '{name}'", (*get(name).hyperparameters, SHALLOW), settings or {}))
 
+    def factor_at(self, depth: float) -> float:
+        """Returns what the merged change is multiplied by at a depth in [0, 1]: from `shallow` evenly to 1."""
+        shallow = float(self.mapping.get(SHALLOW.name, SHALLOW.default))
+        return shallow + (1.0 - shallow) * depth
+
 
 def available() -> dict[str, MergeMethod]:
     """Returns every merge method by name, sorted."""
