@@ -4,7 +4,6 @@ Rows are tokenised once and sorted by length, so that a batch pads little; `rest
 image processors and feature extractors come from local folders only, never with code of their own.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_merge.errors import CheckpointDamaged, DatasetError, LimitExceeded, RecipeError, UntrustedContentError
+from hf_merge.errors import CheckpointDamaged, DatasetError, RecipeError
 from hf_merge.modeling.batching import cut
+from hf_merge.modeling.reader_files import check_folder, one_line
 
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFeatureExtractor
 
 DEFAULT_MAX_LENGTH = 512
-MAX_TOKENIZER_BYTES = 64 << 20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -105,7 +104,7 @@ def image_batches(processor: "BaseImageProcessor", images: Sequence["Image"], *,
             inputs = processor(images=[as_rgb(image) for image in images[start:stop]], return_tensors="pt")
         except (ValueError, TypeError) as error:
             raise DatasetError(
-                f"{type(processor).__name__} cannot process images {start} to {stop - 1}: {_one_line(error)} "
+                f"{type(processor).__name__} cannot process images {start} to {stop - 1}: {one_line(error)} "
                 "Check its preprocessor_config.json (do_resize, size)."
             ) from error
         batches.append(Batch(dict(inputs), np.arange(start, stop, dtype=np.int64)))
@@ -152,7 +151,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         UntrustedContentError: The tokenizer needs code of its own (`auto_map`).
         LimitExceeded: A tokenizer file is larger than 64 MiB.
     """
-    _check_folder(folder, "tokenizer", _TOKENIZER_FILES)
+    check_folder(folder, "tokenizer", _TOKENIZER_FILES)
     from transformers import AutoTokenizer
 
     with _BlameFolder(folder, "tokenizer"):
@@ -208,7 +207,7 @@ def load_feature_extractor(folder: Path) -> "SequenceFeatureExtractor":
 
 
 def _check_processor(folder: Path, kind: str, what: str, why: str) -> None:
-    _check_folder(folder, kind, _PROCESSOR_FILES)
+    check_folder(folder, kind, _PROCESSOR_FILES)
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise CheckpointDamaged(
             f"There is no {_PROCESSOR_FILES[0]} in {folder}, so nothing says how {what} become numbers. Copy the "
@@ -236,44 +235,9 @@ class _BlameFolder:
         """Raises CheckpointDamaged in place of an error that the folder's files cause."""
         if kind is Exception or isinstance(error, self._DAMAGE):
             raise CheckpointDamaged(
-                f"The {self._kind} in {self._folder} cannot be loaded: {type(error).__name__}: {_one_line(error)} "
+                f"The {self._kind} in {self._folder} cannot be loaded: {type(error).__name__}: {one_line(error)} "
                 f"Replace its {self._kind} files with those of the base model."
             ) from error
-
-
-def _check_folder(folder: Path, kind: str, files: tuple[str, ...]) -> None:
-    """Refuses a folder that is missing, or whose files are too large, no JSON mapping, or ask for their own code."""
-    if not folder.is_dir():
-        raise CheckpointDamaged(
-            f"There is no folder {folder} to load the {kind} from. Give a local checkpoint folder."
-        )
-    for name in files:
-        path = folder / name
-        if not path.is_file():
-            continue
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise LimitExceeded(
-                f"{path} holds {path.stat().st_size} bytes, more than the {MAX_TOKENIZER_BYTES} allowed."
-            )
-        if name.endswith("_config.json"):
-            _refuse_code(path, kind)
-
-
-def _refuse_code(path: Path, kind: str) -> None:
-    """Refuses a configuration file that is no JSON mapping or names code to run."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointDamaged(f"{path} is no readable JSON: {_one_line(error)} Fetch the file anew.") from error
-    if not isinstance(content, dict):
-        raise CheckpointDamaged(
-            f"{path} holds {type(content).__name__} where a mapping is needed. Fetch the file anew."
-        )
-    if any(isinstance(part, dict) and part.get("auto_map") for part in (content, *content.values())):
-        raise UntrustedContentError(
-            f"{path} asks to run code that comes with the checkpoint (auto_map), and hf-merge never does. "
-            f"Save the {kind} with a class of transformers and remove 'auto_map'."
-        )
 
 
 def _ensure_padding(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -307,9 +271,3 @@ def _padded(tokenizer: "PreTrainedTokenizerBase", encoded: Any, rows: NDArray[np
     """Returns the given rows of `encoded` as one batch, padded to the longest of them."""
     columns = {key: [values[row] for row in rows] for key, values in encoded.items()}
     return Batch(dict(tokenizer.pad(columns, return_tensors="pt")), rows)
-
-
-def _one_line(error: BaseException | None) -> str:
-    """Returns an error's text on one line, at most 200 characters, ending in a full stop."""
-    text = " ".join(str(error).split())[:200].rstrip(".")
-    return f"{text}."

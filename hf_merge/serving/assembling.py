@@ -64,6 +64,7 @@ class Assembler:
         self._member, self.device, self.dtype = member, device, dtype
         self.packed = PackedExperts(member, device, dtype) if packed else None
         self._decoder = Decoder(member)
+        member.require_nothing_unlisted()
         for name in member.files:
             if not _holds_weights(name):
                 member.check(name)

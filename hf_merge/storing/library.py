@@ -25,6 +25,7 @@ from hf_merge.version import VERSION
 __all__ = ["MAP_FILE", "EncodedExpert", "Member", "bytes_of", "head_prefix"]
 
 _HEAD_CODEC = "full"
+_READ_UNASKED = member_files.COPIED_FILES | {"additional_chat_templates", "chat_template.json"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,19 @@ class Member:
             if state is not None:
                 self._checked[name] = state
         return path
+
+    def require_nothing_unlisted(self) -> None:
+        """Refuses files that a tokenizer or processor would read though no digest in the map covers them.
+
+        Raises:
+            DigestMismatch: The folder holds such a file.
+        """
+        stray = sorted({path.name for path in self.folder.iterdir()} & _READ_UNASKED - self.chain_map.files.keys())
+        if stray:
+            raise DigestMismatch(
+                f"{self.source}: {stray[0]} is not in chains.json, and a tokenizer or processor would read it all the "
+                f"same. Delete {self.folder / stray[0]}, or fetch or build the member again."
+            )
 
     def check_all(self) -> None:
         """Checks every file in `files` as `check` does."""

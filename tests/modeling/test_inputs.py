@@ -20,7 +20,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer, PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from hf_merge.errors import CheckpointDamaged, DatasetError, LimitExceeded, RecipeError, UntrustedContentError
-from hf_merge.modeling import inputs
 from hf_merge.modeling.inputs import (
     Batch,
     as_rgb,
@@ -351,7 +350,7 @@ def test_code_named_in_the_model_configuration_does_not_run(tmp_path: Path) -> N
 
 
 def test_an_oversized_file_is_not_read(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_TOKENIZER_BYTES", 100)
+    monkeypatch.setattr("hf_merge.modeling.reader_files.MAX_TOKENIZER_BYTES", 100)
     with pytest.raises(LimitExceeded, match="more than the 100 allowed"):
         load_tokenizer(damaged)
 

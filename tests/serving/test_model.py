@@ -184,6 +184,15 @@ def test_batches_that_are_none_are_refused(model: MergeModel) -> None:
         model(input_ids=[[1, 2]])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.json", "preprocessor_config.json"])
+def test_a_file_that_no_digest_covers_is_refused_where_a_tokenizer_would_read_it(damaged: Path, name: str) -> None:
+    (damaged / "notes.txt").write_text("which nobody reads")
+    MergeModel.from_pretrained(damaged)
+    (damaged / name).write_text("{}")
+    with pytest.raises(DigestMismatch, match=f"{name} is not in chains.json, and a tokenizer or processor would read"):
+        MergeModel.from_pretrained(damaged, tasks=["sizes"])
+
+
 # Some of the tasks
 
 
