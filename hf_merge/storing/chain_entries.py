@@ -27,6 +27,7 @@ TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json",
         "bpe.codes",
+        "chat_template.jinja",
         "merges.txt",
         "sentencepiece.bpe.model",
         "special_tokens_map.json",
