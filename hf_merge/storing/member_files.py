@@ -5,8 +5,10 @@ come.
 """
 
 import hashlib
+import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -147,8 +149,11 @@ def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: The disk refused; nothing is left of the file.
     """
+    os.close(disk.open_file(path, os.O_WRONLY | os.O_CREAT))
+    rights = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(rights)  # safetensors leaves what it writes to its writer alone
     except SafetensorError as error:
         with suppress(OSError):
             disk.unlink(path)

@@ -1,9 +1,12 @@
 """The files of a member folder: only our own are removed, only settings of a sane size are copied."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_merge.errors import LimitExceeded, ResourceError, RunFolderError
 from hf_merge.storing import disk
@@ -16,10 +19,12 @@ from hf_merge.storing.member_files import (
     find_difference,
     unfinished_shard,
     write_settings,
+    write_shard,
 )
 
 
 OURS = ("chains.json", "README.md", "config.json", "router.safetensors", "tokenizer.json", "vocab.txt")
+CHAT = ("chat_template.jinja",)  # without it an instruct model knows no conversation
 SHARDS = ("experts-00001-of-00002.safetensors", "experts-00002-of-00002.safetensors")
 
 
@@ -94,12 +99,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_disk(tmp_path: Path) ->
 
 def test_settings_come_from_the_first_folder_that_has_any(tmp_path: Path) -> None:
     fill(tmp_path / "nothing", "model.safetensors", "config.json", "notes.txt", "generation_config.json")
-    fill(tmp_path / "first", "tokenizer.json", "vocab.txt", "config.json", "modeling.py", "training_args.bin")
+    fill(tmp_path / "first", "tokenizer.json", "vocab.txt", "config.json", "modeling.py", "training_args.bin", *CHAT)
     fill(tmp_path / "second", "tokenizer.json", "merges.txt")
     fill(tmp_path / "member")
     sources = [tmp_path / name for name in ("missing", "nothing", "first", "second")]
     written = write_settings(tmp_path / "member", {"model_type": "bert"}, sources)
-    assert written == ["config.json", "tokenizer.json", "vocab.txt"]
+    assert sorted(written) == [*CHAT, "config.json", "tokenizer.json", "vocab.txt"]
     assert {path.name for path in (tmp_path / "member").iterdir()} == set(written)
     assert json.loads((tmp_path / "member" / "config.json").read_text()) == {"model_type": "bert"}
     assert (tmp_path / "member" / "tokenizer.json").read_text() == "tokenizer.json"
@@ -138,3 +143,13 @@ def test_differences_from_the_map_are_told(tmp_path: Path) -> None:
 
 def test_unfinished_shards_are_known_by_name(tmp_path: Path) -> None:
     assert unfinished_shard(tmp_path, 12) == tmp_path / "experts-00012.part"
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o644), (0o077, 0o600)])
+def test_shards_have_the_rights_that_the_umask_leaves(umask: int, rights: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_shard(tmp_path / "shard", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "shard").stat().st_mode) == rights
