@@ -51,6 +51,15 @@ def test_holes_take_no_room(access: Access, commit: str, tmp_path: Path) -> None
     assert status.st_blocks * 512 < status.st_size / 2
 
 
+def test_weights_that_were_pulled_before_are_not_copied(access: Access, commit: str, tmp_path: Path) -> None:
+    alone = pull_headers("alice/base", None, tmp_path / "alone", access=access).folder
+    pull_checkpoint("alice/base", access=access)
+    folder = pull_headers("alice/base", None, tmp_path / "headers", access=access).folder
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+    status = (folder / "model.safetensors").stat()
+    assert status.st_blocks * 512 < status.st_size / 2
+
+
 def test_a_local_folder_passes_through(hub: HubServer, access: Access, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     found = pull_headers(tmp_path / "model", None, tmp_path / "headers", access=access)

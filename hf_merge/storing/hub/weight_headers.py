@@ -43,8 +43,10 @@ def pull_headers(
     tree = get_cached_repo_tree(name, revision=repo.revision, cache_dir=access.cache_dir)
     sizes = {file.path: file.size for file in tree}
     check_weights(list(sizes), f"'{name}' (revision {repo.revision})")
-    with disk.naming(into):
-        shutil.copytree(settings, into, dirs_exist_ok=True)
+    with disk.naming(into):  # beside the settings may lie whatever else of this commit was ever pulled
+        into.mkdir(parents=True, exist_ok=True)
+        for file in matching([path.name for path in settings.iterdir()], (*SETTINGS_FILES, *_INDEX_FILES)):
+            shutil.copyfile(settings / file, into / file)
     for file in matching(sizes, WEIGHT_FILES):
         if file.endswith(".safetensors"):
             _write_holes(into / file, _read_header(repo, file, access))
