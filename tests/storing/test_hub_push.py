@@ -314,6 +314,13 @@ def test_a_claimed_repo_is_there_and_empty(hub: HubServer, push: Pusher) -> None
     assert not hub.requests(WRITES)
 
 
+def test_no_message_holds_a_password_of_the_address(hub: HubServer) -> None:
+    access = Access(token=False, endpoint=hub.endpoint.replace("://", "://alice:s3cret@"))
+    with pytest.raises(HubError, match="Nobody is logged in to") as caught:
+        access.connect_to_write()
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("repo", [REPO, "glue"])
 def test_without_a_login_the_message_says_what_to_run(hub: HubServer, push: Pusher, repo: str) -> None:
     for token in (None, False):

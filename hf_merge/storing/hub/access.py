@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
 from hf_merge.errors import HfMergeError, HubError
-from hf_merge.storing.redaction import redacted_log
+from hf_merge.storing.redaction import redact, redacted_log
 from hf_merge.storing.retrying import insist, wait_seconds, was_reset, was_unreachable
 from hf_merge.storing.sources import is_encrypted
 
@@ -85,8 +85,8 @@ class Access:
         api = self.connect()
         if api.token is False or (not isinstance(api.token, str) and get_token() is None):
             raise HubError(
-                f"Nobody is logged in to {self.address}. Run `hf auth login`, or set HF_TOKEN to a token that may "
-                "write."
+                f"Nobody is logged in to {redact(self.address)}. Run `hf auth login`, or set HF_TOKEN to a token that "
+                "may write."
             )
         return api
 

@@ -79,7 +79,7 @@ class _Order:
         return Pushed(
             self.repo,
             revision,
-            url or f"{self.api.endpoint}/{self.repo}" + (f"/tree/{self.branch}" if self.branch else ""),
+            url or f"{redact(self.api.endpoint)}/{self.repo}" + (f"/tree/{self.branch}" if self.branch else ""),
             tuple(content.name for content in change.add),
             sum(content.size for content in change.add),
             change.delete,
