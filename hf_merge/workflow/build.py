@@ -77,6 +77,7 @@ def build(
         with FolderLock(family_folder):
             sweep_partials(family_folder)
             if family_folder != run:
+                _require_same_family(family_folder, project)
                 write_atomic(family_folder / RECIPE_FILE, (run / RECIPE_FILE).read_bytes())
                 write_atomic(family_folder / FRONT_FILE, fronts.dump(front))
             router = None
@@ -186,6 +187,16 @@ def _base(project: Project) -> BaseRef:
     recipe = project.recipe.base
     name = recipe.model if recipe.revision is not None else Path(recipe.model).name
     return BaseRef(name, recipe.revision, project.family.parameters, 32)
+
+
+def _require_same_family(folder: Path, project: Project) -> None:
+    """Checks that the members which may lie in a family folder are of these weights: others' could pass for them."""
+    if not (folder / FRONT_FILE).is_file():
+        return
+    try:
+        require_same_weights(folder, fronts.read(folder / FRONT_FILE), project.family.digests())
+    except RunFolderError as error:
+        raise RunFolderError(f"{error} To build into another folder, choose it with --out.") from error
 
 
 def _require_ours(folder: Path, run: Path) -> None:

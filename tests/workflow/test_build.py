@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hf_merge.errors import BudgetTooSmall, InputError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.serving.model import MergeModel
+from hf_merge.storing import front as fronts
 from hf_merge.storing.front import FrontPoint
 from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
@@ -127,6 +129,21 @@ def test_a_router_that_was_trained_from_something_else_is_trained_anew(tiny_run:
     assert (family / ROUTER_FILE).read_bytes() == router == (member / ROUTER_FILE).read_bytes()
     assert (family / ROUTER_REPORT).read_bytes() == report
     assert contents(member)["chains.json"] == before["chains.json"]
+
+
+def test_a_family_of_other_weights_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    family = tmp_path / "family"
+    build(tiny_run.folder, family, progress=False, max_configs=1)
+    front = fronts.read(family / FRONT_FILE)
+    task = next(iter(front.task_sha256))
+    other = replace(front, task_sha256={**front.task_sha256, task: "0" * 64})
+    (family / FRONT_FILE).write_bytes(fronts.dump(other))
+    before = contents(family)
+    with pytest.raises(
+        RunFolderError, match=f"weights of .*{task}.* are not those that .*family was searched on.*--out"
+    ):
+        build(tiny_run.folder, family, progress=False, max_configs=1)
+    assert contents(family) == before
 
 
 def test_a_run_folder_is_known_under_another_name(
