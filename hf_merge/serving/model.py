@@ -3,7 +3,7 @@
 Every file is checked against its digest before use, and no code, pickle or path from the folder is ever used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -17,7 +17,7 @@ from hf_merge.serving.answers import Generation, MergeOutput, Prediction
 from hf_merge.serving.asking import check_claim, count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.packing import chosen_memory
-from hf_merge.serving.reading import InputReader
+from hf_merge.serving.reading import InputReader, listed
 from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.saving import SavedMember
 from hf_merge.serving.selection import open_member
@@ -33,11 +33,9 @@ if TYPE_CHECKING:
     from hf_merge.storing.sounds import Sound
 
 __all__ = ["Generation", "MergeModel", "MergeOutput", "Prediction"]
-
 Inputs: TypeAlias = (
-    "Sequence[str | tuple[str, str]] | Sequence[Image] | Sequence[str | Path | Mapping[str, Any] | Sound]"
+    "Iterable[str | tuple[str, str]] | Iterable[Image] | Iterable[str | Path | Mapping[str, Any] | Sound]"
 )
-
 Tasks: TypeAlias = "str | Sequence[str] | None"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -197,6 +195,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         A language model's logits are the scores of its options; -inf all over where a task has none. Arguments and
         errors are those of `predict`.
         """
+        inputs = listed(inputs)
         if self._speaker is not None:
             task_ids = self._tasks_of(inputs, task, claim, batch_size)
             return MergeOutput(self._speaker.scores(inputs, task_ids, batch_size), task_ids)
@@ -246,6 +245,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         """
         if self._speaker is None:
             raise InputError("This model classifies and writes nothing; ask it with predict.")
+        inputs = listed(inputs)
         task_ids = self._tasks_of(inputs, task, claim, batch_size)
         texts = self._speaker.texts(inputs, task_ids, max_new_tokens, batch_size, seed, options)
         return [Generation(name, text) for name, text in zip(self._names(task_ids), texts, strict=True)]
@@ -256,7 +256,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         Raises:
             InputError: An input is of another kind than the model reads, or there is no router.
         """
-        return self._tasks_of(inputs, None, claim, batch_size)
+        return self._tasks_of(listed(inputs), None, claim, batch_size)
 
     def features(self, inputs: Inputs, *, batch_size: int = _BATCH_SIZE) -> Tensor:
         """Returns what the merged model makes of inputs, whoever's they are: [inputs, width] float32.
@@ -267,7 +267,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         Raises:
             InputError: An input is of another kind than the model reads, or the model gives no features.
         """
-        return self._reader.run(inputs, batch_size, self._common.pooled, torch.empty(0, 0))
+        return self._reader.run(listed(inputs), batch_size, self._common.pooled, torch.empty(0, 0))
 
     @property
     def heads(self) -> dict[str, Head]:
@@ -299,7 +299,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         model.fold_adapter()
         return model.module.requires_grad_(True)
 
-    def _tasks_of(self, inputs: Inputs, task: Tasks, claim: float | None, batch_size: int) -> Tensor:
+    def _tasks_of(self, inputs: Sequence[Any], task: Tasks, claim: float | None, batch_size: int) -> Tensor:
         """Returns the task of each input, as given or as routed."""
         check_claim(claim, task)
         if task is not None:

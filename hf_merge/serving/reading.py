@@ -1,6 +1,6 @@
 """What a user gives becomes batches: texts, pairs of texts, images or sounds, by a member's tokenizer or processor."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -49,12 +49,14 @@ class InputReader:
     def require(self, inputs: Sequence[Any], batch_size: int) -> None:
         """Refuses inputs of another kind than the model reads.
 
+        Args:
+            inputs: The inputs, as `listed` returns them.
+            batch_size: Inputs per batch.
+
         Raises:
             InputError: As said, or `batch_size` is below 1.
         """
         _require_size(batch_size)
-        if isinstance(inputs, str | Path | Mapping) or _is_image(inputs):
-            raise InputError("Give a list of inputs, even for a single one.")
         wanted = _WANTED.get(self._kind, "texts and pairs of texts")
         fits = {"image": _is_image, "audio": _is_sound}.get(self._kind, _is_text)
         for index, item in enumerate(inputs):
@@ -65,6 +67,10 @@ class InputReader:
         """Yields positions and batches of the inputs of each shape: single texts (images, sounds), and pairs of texts.
 
         The rows of the batches count within the positions.
+
+        Args:
+            inputs: The inputs, as `listed` returns them: they are fetched by position.
+            batch_size: Inputs per batch.
 
         Raises:
             InputError: An input is of another kind than the model reads, cannot be read, or `batch_size` is below 1.
@@ -88,7 +94,7 @@ class InputReader:
         """Returns what a function gives for a batch's model inputs, [batch, ...], for all inputs in their order.
 
         Args:
-            inputs: The inputs.
+            inputs: The inputs, as `listed` returns them.
             batch_size: Inputs per batch.
             function: Called with each batch's model inputs.
             empty: What is returned where there are no inputs; by default no whole numbers.
@@ -136,6 +142,27 @@ class InputReader:
             raise RuntimeError("A reader has a tokenizer or a processor.")
         with self._lock:
             return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
+
+
+def listed(inputs: Iterable[Any]) -> list[Any]:
+    """Returns the inputs that a caller gives as a list, in which a place is a place.
+
+    A column of pandas is asked by its labels where a list is asked by places, and what is generated can be read once
+    only, while inputs are checked, routed and answered in turn.
+
+    Raises:
+        InputError: It is a single input, a table, or a set, which has no order for the answers to keep.
+    """
+    if isinstance(inputs, str | bytes | Path | Mapping) or _is_image(inputs) or not isinstance(inputs, Iterable):
+        raise InputError(f"The inputs are one {type(inputs).__name__}. Give a list of inputs, even for a single one.")
+    if isinstance(inputs, set | frozenset):
+        raise InputError(f"The inputs are a {type(inputs).__name__}, which has no order. Give a list of inputs.")
+    dimensions = getattr(inputs, "ndim", 1)
+    if dimensions != 1:  # a table of pandas would give the names of its columns
+        raise InputError(
+            f"The inputs are a {type(inputs).__name__} of {dimensions} dimensions. Give a list, or a column of it."
+        )
+    return list(inputs)
 
 
 def _require_size(batch_size: int) -> None:

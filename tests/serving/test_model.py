@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -264,6 +265,20 @@ def test_predictions_keep_the_order_of_mixed_inputs(model: MergeModel) -> None:
         alone = model.predict([item], task="colours")[0]
         assert (answer.task, answer.label) == (alone.task, alone.label)
         assert answer.score == pytest.approx(alone.score, abs=1e-4)
+
+
+def test_columns_and_generators_are_answered_as_lists_are(model: MergeModel) -> None:
+    texts = ["the small cat", "bright red wall", "two metres long"]
+    calls: list[Callable[[Any], Any]] = [
+        model.predict, lambda inputs: model.predict(inputs, task="animals"),
+        lambda inputs: model.outputs(inputs).logits.tolist(), lambda inputs: model.routes(inputs).tolist(),
+        lambda inputs: model.features(inputs).tolist(),
+    ]  # fmt: skip
+    for call in calls:
+        expected = call(texts)
+        # A column that was sorted or cut keeps its labels: asked by labels, it answers for other rows.
+        assert call(pd.Series(texts, index=[2, 0, 1])) == expected
+        assert call(text for text in texts) == expected
 
 
 def test_tasks_may_differ_between_mixed_inputs(model: MergeModel) -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from hf_merge.errors import CheckpointDamaged, InputError
-from hf_merge.serving.reading import InputReader
+from hf_merge.serving.reading import InputReader, listed
 from tests.families.catalogue import FAMILIES
 from tests.families.making import save_reader
 from tests.serving.members import rows_of
@@ -77,7 +78,7 @@ def test_sounds_are_paths_or_samples_sorted_by_length(hearer: InputReader, tmp_p
 )
 def test_what_is_no_sound_is_named(hearer: InputReader, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        list(hearer.batches(inputs, 4))
+        list(hearer.batches(listed(inputs), 4))
 
 
 def test_nothing_gives_no_batches(reader: InputReader) -> None:
@@ -87,7 +88,6 @@ def test_nothing_gives_no_batches(reader: InputReader) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ("one text", "Give a list of inputs"),
         (["a", 3], "Input 1 is int 3; this model reads texts and pairs of texts"),
         (["a", ("b", "c", "d")], "Input 1 is tuple"),
         ([("b",)], "Input 0 is tuple"),
@@ -108,7 +108,29 @@ def test_texts_are_no_images(tiny_family: Callable[[str], TinyFamily]) -> None:
         with pytest.raises(InputError, match=message):
             list(reader.batches(inputs, 4))
     with pytest.raises(InputError, match="Give a list"):
-        list(reader.batches(image, 4))
+        listed(image)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("one text", "one str. Give a list of inputs"),
+        (b"one text", "one bytes. Give a list"),
+        (Path("one.wav"), "Give a list"),
+        ({"array": [0.0], "sampling_rate": 8000}, "one dict. Give a list"),
+        (None, "one NoneType. Give a list"),
+        ({"a", "b"}, "a set, which has no order"),
+        (pd.DataFrame({"text": ["a"], "label": [0]}), "a DataFrame of 2 dimensions. Give a list, or a column"),
+    ],
+)
+def test_what_is_no_list_of_inputs_is_refused(inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        listed(inputs)
+
+
+def test_inputs_become_a_list_in_their_order() -> None:
+    texts = ["a", "b", "c"]
+    assert listed(pd.Series(texts, index=[2, 0, 1])) == listed(iter(texts)) == listed(np.array(texts)) == texts
 
 
 def test_batches_hold_at_least_one_row(reader: InputReader) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
@@ -133,6 +134,19 @@ def test_pairs_and_single_texts_may_be_mixed(model: MergeModel) -> None:
     joined = model.outputs(["the small\ncat"], task="animals").logits
     mixed = model.outputs(mixed_inputs, task=["animals", "colours"]).logits
     torch.testing.assert_close(mixed[0], joined[0], rtol=1e-4, atol=1e-4)
+
+
+def test_columns_and_generators_are_answered_as_lists_are(model: MergeModel) -> None:
+    texts, tasks = MIXED[:3], ["animals", "colours", "weather"]
+    calls: list[Callable[[Any], Any]] = [
+        lambda inputs: model.generate(inputs, task=tasks, max_new_tokens=4),
+        lambda inputs: model.predict(inputs, task=["animals", "colours", "animals"]),
+        lambda inputs: model.routes(inputs).tolist(),
+    ]
+    for call in calls:
+        expected = call(texts)
+        assert call(pd.Series(texts, index=[2, 0, 1])) == expected
+        assert call(text for text in texts) == expected
 
 
 def test_some_tasks_alone_answer_as_among_all(speaking_run: Callable[[str], TinyRun], model: MergeModel) -> None:
