@@ -6,6 +6,7 @@ code or models.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ OPTIONS: Mapping[str, type] = {
     "no_repeat_ngram_size": int, "num_beams": int, "repetition_penalty": float, "temperature": float, "top_k": int,
     "top_p": float,
 }  # fmt: skip
+_CHANCE = RLock()  # torch has one state of chance for a process, whatever the model and the thread
 
 
 def check_options(options: Mapping[str, Any], seed: int | None) -> None:
@@ -70,10 +72,13 @@ def written(
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Begins torch's chance at a seed for a while, None for nowhere; afterwards it goes on as if nothing was drawn."""
+    """Begins torch's chance at a seed for a while, None for nowhere; afterwards it goes on as if nothing was drawn.
+
+    One thread of a process draws at a time, the others wait; whoever gives no seed draws nothing and never waits.
+    """
     if seed is None:
         yield
         return
-    with torch.random.fork_rng():  # on all devices: the model may run on any
+    with _CHANCE, torch.random.fork_rng():  # on all devices: the model may run on any
         torch.manual_seed(seed)
         yield

@@ -1,8 +1,11 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hf_merge.errors import InputError
 from hf_merge.modeling.generation import check_options, seeded, written
@@ -52,6 +55,31 @@ def test_drawing_is_repeated_by_its_seed_and_leaves_no_trace(tiny_speakers: Call
 
     before = torch.get_rng_state()
     assert drawn(1) == drawn(1) != drawn(2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_threads_that_draw_wait_for_each_other_and_others_do_not() -> None:
+    begun, drawn = Event(), list[Tensor]()
+
+    def draw() -> None:
+        begun.set()
+        with seeded(2):
+            drawn.append(torch.rand(3))
+
+    with seeded(1):
+        expected = torch.rand(3)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        with seeded(1):
+            waiting = pool.submit(draw)
+            begun.wait()
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            pool.submit(lambda: seeded(None).__enter__()).result(timeout=60)
+            assert torch.equal(torch.rand(3), expected)
+        waiting.result(timeout=60)
+    with seeded(2):
+        assert torch.equal(drawn[0], torch.rand(3))
     assert torch.equal(before, torch.get_rng_state())
 
 
