@@ -6,6 +6,7 @@ code or models.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from threading import RLock
 from typing import Any
 
@@ -20,11 +21,13 @@ OPTIONS: Mapping[str, type] = {
     "no_repeat_ngram_size": int, "num_beams": int, "repetition_penalty": float, "temperature": float, "top_k": int,
     "top_p": float,
 }  # fmt: skip
+_LEAST = {"min_new_tokens": 0, "no_repeat_ngram_size": 0, "num_beams": 1, "top_k": 0}
+_LEAST_SEED, _MOST_SEED = -(1 << 63), (1 << 64) - 1  # what torch takes
 _CHANCE = RLock()  # torch has one state of chance for a process, whatever the model and the thread
 
 
 def check_options(options: Mapping[str, Any], seed: int | None) -> None:
-    """Refuses options that are none of `OPTIONS` or of another type, and sampling without a seed.
+    """Refuses options that are none of `OPTIONS`, of another type or out of range, and sampling without a seed.
 
     Raises:
         InputError: As said; the message names the nearest option.
@@ -32,13 +35,24 @@ def check_options(options: Mapping[str, Any], seed: int | None) -> None:
     for name, value in options.items():
         if name not in OPTIONS:
             raise InputError(f"generate takes no option '{name:.80}'.{nearest(name[:80], OPTIONS)}")
-        fits = isinstance(value, OPTIONS[name]) or (OPTIONS[name] is float and isinstance(value, int))
-        if not fits or (OPTIONS[name] is not bool and isinstance(value, bool)):
-            raise InputError(f"The option {name} is {value!r:.80}; give {OPTIONS[name].__name__}.")
+        _check_option(name, value)
+    if seed is not None and (type(seed) is not int or not _LEAST_SEED <= seed <= _MOST_SEED):
+        raise InputError(f"seed is {seed!r:.80}; give a whole number from -2**63 to 2**64 - 1, like 0.")
     if options.get("do_sample") and seed is None:
         raise InputError("do_sample draws tokens by chance: give seed= as well, so that it can be repeated.")
     if seed is not None and not options.get("do_sample"):
         raise InputError(f"seed is {seed}, but nothing is drawn: give do_sample=True as well, or no seed.")
+
+
+def _check_option(name: str, value: Any) -> None:
+    fits = isinstance(value, OPTIONS[name]) or (OPTIONS[name] is float and isinstance(value, int))
+    if not fits or (OPTIONS[name] is not bool and isinstance(value, bool)):
+        raise InputError(f"The option {name} is {value!r:.80}; give {OPTIONS[name].__name__}.")
+    if isinstance(value, float) and not isfinite(value):
+        raise InputError(f"The option {name} is {value}; give a finite number.")
+    # transformers looks at some of these nowhere, and beams below one end in a tensor without rows.
+    if name in _LEAST and value < _LEAST[name]:
+        raise InputError(f"The option {name} is {value}; give {_LEAST[name]} or more.")
 
 
 @torch.inference_mode()

@@ -92,19 +92,29 @@ def test_threads_that_draw_wait_for_each_other_and_others_do_not() -> None:
         ({"assistant_model": object()}, None, "no option 'assistant_model'"),
         ({"num_beams": "2"}, None, "num_beams is '2'; give int"),
         ({"num_beams": True}, None, "num_beams is True; give int"),
+        ({"num_beams": 0}, None, "num_beams is 0; give 1 or more"),
+        ({"num_beams": -1}, None, "num_beams is -1; give 1 or more"),
+        ({"min_new_tokens": -1}, None, "min_new_tokens is -1; give 0 or more"),
+        ({"no_repeat_ngram_size": -1}, None, "no_repeat_ngram_size is -1; give 0 or more"),
+        ({"do_sample": True, "top_k": -1}, 0, "top_k is -1; give 0 or more"),
+        ({"do_sample": True, "temperature": float("inf")}, 0, "temperature is inf; give a finite number"),
+        ({"do_sample": True}, "3", "seed is '3'; give a whole number"),
+        ({"do_sample": True}, 1 << 64, "seed is 18446744073709551616; give a whole number"),
         ({"do_sample": 1}, None, "do_sample is 1; give bool"),
         ({"do_sample": True}, None, "give seed="),
         ({"do_sample": False}, 3, "nothing is drawn"),
         ({}, 3, "nothing is drawn"),
     ],
 )
-def test_options_that_are_none_are_refused(options: dict[str, Any], seed: int | None, message: str) -> None:
+def test_options_that_are_none_are_refused(options: dict[str, Any], seed: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_options(options, seed)
 
 
 def test_good_options_pass() -> None:
     check_options({"do_sample": True, "temperature": 1, "top_p": 0.5, "top_k": 3}, 0)
+    check_options({"do_sample": True, "top_k": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0}, -1)
+    check_options({"num_beams": 1}, None)
     check_options({"num_beams": 2, "early_stopping": True}, None)
 
 
