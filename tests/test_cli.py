@@ -139,6 +139,7 @@ def test_predictions_come_in_order_with_their_inputs(tiny_run: TinyRun) -> None:
     assert [answer["input"] for answer in answers] == texts
     (cat,) = document(run("predict", tiny_run.folder, "--task", "animals", "--json", texts[0]))
     refuse(run("predict", tiny_run.folder, "--claim", 1.5, texts[0]), "claim is 1.5", "at most 1")
+    refuse(run("predict", tiny_run.folder, "caf\udce9 flight"), "Input 0", "holds bytes that are no UTF-8")
     assert (cat["task"], cat["label"] in ("cat", "dog")) == ("animals", True)
     (size,) = document(run("predict", tiny_run.folder, "--task", "sizes", "--json", texts[2]))
     assert size["label"] is None

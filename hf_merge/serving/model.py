@@ -14,7 +14,7 @@ from hf_merge.errors import InputError, some
 from hf_merge.modeling.assembly import Head, TransformersModel
 from hf_merge.modeling.inputs import restore
 from hf_merge.serving.answers import Generation, MergeOutput, Prediction
-from hf_merge.serving.asking import check_claim, count_rows, task_numbers
+from hf_merge.serving.asking import check_claim, chosen_device, chosen_dtype, count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.packing import chosen_memory
 from hf_merge.serving.reading import InputReader, listed
@@ -38,7 +38,6 @@ Inputs: TypeAlias = (
 )
 Tasks: TypeAlias = "str | Sequence[str] | None"
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_SIZE = 32
 
 
@@ -62,15 +61,15 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         self,
         member: Member,
         *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
         memory: str = "auto",
     ) -> None:
         """Loads what the tasks of an opened member need; use `from_pretrained`."""
         self._member, self.chain_map = member, member.chain_map
         self.tasks, self.cost = member.tasks, self.chain_map.cost
-        self.device = torch.device(device or "cpu")
-        self.dtype = dtype or _DTYPES[self.chain_map.dtype]
+        self.device = chosen_device(device)
+        self.dtype = chosen_dtype(dtype, self.chain_map.dtype)
         self.memory = chosen_memory(memory, member, self.device, self.dtype)
         self._parts = Assembler(member, self.device, self.dtype, packed=self.memory == "packed")
         with self._parts.checking():
@@ -93,8 +92,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
         memory: str = "auto",
     ) -> Self:
         """Returns the best configuration within a budget.
@@ -111,7 +110,8 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
             cache_dir: As everywhere in huggingface_hub.
             local_files_only: Use the cache only.
             device: Where to run; the processor by default.
-            dtype: What to compute in; by default what the search computed in, which gives the very same outputs.
+            dtype: What to compute in, or its name; by default what the search computed in, which gives the very same
+                outputs.
             memory: `dense` decodes each expert once, when a task that uses it is first asked: the fastest. `packed`
                 keeps experts as they are stored, about C of memory, and decodes each tensor when it is used. `auto`
                 packs where all chains decoded would take more than half of the free memory. The outputs are the same.
@@ -119,7 +119,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         Raises:
             BudgetTooSmall: No configuration fits; the message names the cheapest.
             BudgetError: The budget is no storage size.
-            InputError: A task is unknown or named twice, or there is no such `memory`.
+            InputError: A task is unknown or named twice, or there is no such `device`, `dtype` or `memory`.
             CheckpointDamaged: The folder or repo is neither member nor family; the message says what loads it.
             UntrustedContentError: A file is missing, damaged or breaks the format.
             HubError: The Hub does not have it, refuses it or cannot be reached.

@@ -15,6 +15,7 @@ from hf_merge.modeling.hearing import Hearing
 from hf_merge.modeling.inputs import Batch, image_batches, load_image_processor, load_tokenizer, restore, text_batches
 from hf_merge.modeling.language import SpecialTokens
 from hf_merge.modeling.prompts import Prompter
+from hf_merge.serving.asking import check_whole
 from hf_merge.storing.sounds import Sound, sound_in
 
 
@@ -56,12 +57,14 @@ class InputReader:
         Raises:
             InputError: As said, or `batch_size` is below 1.
         """
-        _require_size(batch_size)
+        check_whole("batch_size", batch_size, 1)
         wanted = _WANTED.get(self._kind, "texts and pairs of texts")
         fits = {"image": _is_image, "audio": _is_sound}.get(self._kind, _is_text)
         for index, item in enumerate(inputs):
             if not fits(item):
                 raise InputError(f"Input {index} is {type(item).__name__} {item!r:.60}; this model reads {wanted}.")
+            if fits is _is_text:
+                _require_characters(item, index)
 
     def batches(self, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Batch]]]:
         """Yields positions and batches of the inputs of each shape: single texts (images, sounds), and pairs of texts.
@@ -118,7 +121,7 @@ class InputReader:
         Raises:
             InputError: The model is none, or `batch_size` is below 1.
         """
-        _require_size(batch_size)
+        check_whole("batch_size", batch_size, 1)
         if self._tokenizer is None or self._kind not in ("causal", "seq2seq"):
             raise InputError("This model classifies and writes nothing; ask it with predict.")
         with self._lock:
@@ -165,9 +168,16 @@ def listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-def _require_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give 1 or more.")
+def _require_characters(item: str | Sequence[str], index: int) -> None:
+    """Refuses lone surrogates: Python puts them where bytes, as of a command line, are no UTF-8."""
+    for text in (item,) if isinstance(item, str) else item:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"Input {index}, {text!r:.60}, holds bytes that are no UTF-8 (at character {error.start}). Give it as "
+                "UTF-8 text."
+            ) from None
 
 
 def _is_image(item: object) -> bool:

@@ -15,6 +15,7 @@ from hf_merge.modeling.assembly import TaskModel
 from hf_merge.modeling.generation import check_options, seeded, written
 from hf_merge.modeling.inputs import restore
 from hf_merge.recipe.wording import DEFAULT_NEW_TOKENS, MOST_NEW_TOKENS, Wording, default_template
+from hf_merge.serving.asking import check_whole
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.reading import InputReader
 from hf_merge.serving.recombine import Recombiner
@@ -82,8 +83,8 @@ class Speaker:
             InputError: An option is unknown or impossible.
         """
         check_options(options, seed)
-        if max_new_tokens is not None and not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; give 1 to {MOST_NEW_TOKENS}.")
+        if max_new_tokens is not None:
+            check_whole("max_new_tokens", max_new_tokens, 1, MOST_NEW_TOKENS)
         found = [""] * len(inputs)
         with seeded(seed):
             for rows, length in self._groups(task_ids, max_new_tokens):

@@ -183,6 +183,32 @@ def test_batches_that_are_none_are_refused(model: MergeModel) -> None:
                 call(**empty)
     with pytest.raises(InputError, match=r"'input_ids' is no tensor .* return_tensors='pt'"):
         model(input_ids=[[1, 2]])  # type: ignore[arg-type]
+    several = torch.ones(3, 4, dtype=torch.int64)
+    for call in (model, model.route):
+        with pytest.raises(InputError, match="'input_ids' has 3, 'attention_mask' has 1"):
+            call(input_ids=several, attention_mask=several[:1])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"claim": "0.9"}, "claim is '0.9'"), ({"batch_size": "2"}, "batch_size is '2'; give a whole number"),
+        ({"task": [0]}, "task of row 0 is int 0"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_type_are_refused(model: MergeModel, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.predict(["the small cat"], **given)
+
+
+def test_types_may_be_named_and_devices_must_be_there(routed_member: Path) -> None:
+    assert MergeModel.from_pretrained(routed_member, dtype="bfloat16").dtype == torch.bfloat16
+    strange: list[tuple[dict[str, Any], str]] = [
+        ({"dtype": "bf16"}, "dtype is 'bf16'; give one of"), ({"device": "auto"}, "device is 'auto', which cannot be"),
+    ]  # fmt: skip
+    for given, message in strange:
+        with pytest.raises(InputError, match=message):
+            MergeModel.from_pretrained(routed_member, **given)
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.json", "preprocessor_config.json"])

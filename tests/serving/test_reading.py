@@ -93,6 +93,8 @@ def test_nothing_gives_no_batches(reader: InputReader) -> None:
         ([("b",)], "Input 0 is tuple"),
         ([("b", None)], "Input 0 is tuple"),
         ([{"text": "a"}], "Input 0 is dict"),
+        (["a", "caf\udce9 flight"], r"Input 1, 'caf\\udce9 flight', holds bytes that are no UTF-8 \(at character 3\)"),
+        ([("a", "\ud800")], r"Input 0, '\\ud800', holds bytes that are no UTF-8"),
     ],
 )
 def test_inputs_of_another_kind_are_named(reader: InputReader, inputs: Any, message: str) -> None:

@@ -180,6 +180,8 @@ def test_merged_tasks_share_their_weights_and_their_batches(speaking_run: Callab
         (lambda model: model.generate(MIXED, task="wether"), r"Unknown task 'wether'.*weather"),
         (lambda model: model.generate(MIXED, custom_generate="org/code"), "no option 'custom_generate'"),
         (lambda model: model.generate(MIXED, max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda model: model.generate(MIXED, max_new_tokens="4"), "max_new_tokens is '4'; give a whole number"),
+        (lambda model: model.generate(MIXED, max_new_tokens=4, num_beams=0), "num_beams is 0; give 1 or more"),
         (lambda model: model.generate(MIXED, max_new_tokens=10**6), "max_new_tokens is 1000000"),
         (lambda model: model.generate(MIXED, max_new_tokens=4, batch_size=0), "batch_size is 0"),
     ],
