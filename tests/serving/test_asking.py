@@ -57,7 +57,8 @@ def test_claims_are_probabilities(claim: Any) -> None:
 
 
 def test_claims_of_numpy_are_claims() -> None:
-    check_claim(np.float32(0.5))
+    found: Any = np.float32(0.5)
+    check_claim(found)
     check_claim(1)
 
 
