@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_merge.errors import CheckpointDamaged
+from hf_merge.errors import CheckpointDamaged, LimitExceeded, UntrustedContentError
 from hf_merge.recipe.wording import Wording
+from hf_merge.storing.json_fields import Field
+from hf_merge.storing.limits import LIMITS
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Head:
 
         Raises:
             CheckpointDamaged: `id2label` does not name the labels from 0 on, or `num_labels` is no number of labels.
+            UnsafeName: A label holds what no text of a member may, such as control characters.
+            LimitExceeded: A label is longer than a member may have it, or there are more labels.
         """
         names, problem = config.get("id2label"), config.get("problem_type")
         if names is None:
             width = config.get("num_labels", 2)
             if not isinstance(width, int) or width < 1:
                 raise CheckpointDamaged(f"config.json: num_labels is {width!r:.80}; a head has one label or more.")
+            _check_count(width, "num_labels")
             return cls(width, None, problem)
         ordered = {str(key): str(name) for key, name in names.items()} if isinstance(names, Mapping) else {}
         keys = [str(index) for index in range(len(ordered))]
@@ -49,7 +54,8 @@ class Head:
             raise CheckpointDamaged(
                 f"config.json: id2label is {names!r:.80}; it must name the labels 0, 1, 2 and so on."
             )
-        labels = tuple(ordered[key] for key in keys)
+        _check_count(len(keys), "id2label")
+        labels = tuple(_label(ordered[key], key) for key in keys)
         return cls(len(labels), None if labels == _unnamed(len(labels)) else labels, problem)
 
     def settings(self) -> dict[str, Any]:
@@ -63,3 +69,19 @@ class Head:
 
 def _unnamed(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def _check_count(count: int, key: str) -> None:
+    if count > LIMITS.labels:
+        raise LimitExceeded(
+            f"config.json: {key} gives {count} labels, and a merged member holds at most {LIMITS.labels}. Fine-tune "
+            "with fewer labels, or leave this task out."
+        )
+
+
+def _label(name: str, key: str) -> str:
+    """Returns a label by the rule of a member's `chains.json`, which would refuse it only once all is searched."""
+    try:
+        return Field(name, "config.json", f"id2label.{key}").text()
+    except UntrustedContentError as error:
+        raise type(error)(f"{error} Rename the label in id2label, and in label2id alike; weights stay.") from error

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from hf_merge.errors import CheckpointDamaged
+from hf_merge.errors import CheckpointDamaged, LimitExceeded, UnsafeName, UntrustedContentError
 from hf_merge.modeling.heads import Head
 from hf_merge.recipe.wording import Wording
+from hf_merge.storing.limits import LIMITS
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,23 @@ def test_heads_are_read_off_configurations(config: dict[str, Any], expected: Hea
 )
 def test_labels_that_cannot_be_counted_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointDamaged, match=r"config\.json: (id2label|num_labels) is"):
+        Head.of(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"id2label": {"0": "good\tnews", "1": "bad"}}, UnsafeName, r"id2label\.0: .*good.*control.* Rename the label"),
+        ({"id2label": {"0": "good", "1": "\u202ebad"}}, UnsafeName, r"id2label\.1: .* Rename the label"),
+        ({"id2label": {"0": "x" * 1025}}, LimitExceeded, r"id2label\.0: has 1025 characters where 1024 are allowed\. Re"),
+        ({"id2label": {str(index): "x" for index in range(LIMITS.labels + 1)}}, LimitExceeded, "id2label gives 65537"),
+        ({"num_labels": LIMITS.labels + 1}, LimitExceeded, "num_labels gives 65537 labels"),
+    ],
+)
+def test_labels_that_no_member_may_hold_are_refused_before_a_search(
+    config: dict[str, Any], error: type[UntrustedContentError], message: str
+) -> None:
+    with pytest.raises(error, match=rf"config\.json: {message}"):
         Head.of(config)
 
 
