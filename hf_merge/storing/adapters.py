@@ -191,7 +191,7 @@ def _read_settings(folder: Path, source: str) -> dict[str, Any]:
 def _kind(settings: Mapping[str, Any], source: str) -> str:
     """Returns the kind of an adapter, and refuses those that are not merged."""
     kind = settings.get("peft_type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelMismatch(
             f"{source}: an adapter of kind {quote(str(kind))}; (IA)3 and LoRA can be merged. Merge it into its base "
             "with peft and give the result as `model`."
@@ -208,7 +208,7 @@ def _kind(settings: Mapping[str, Any], source: str) -> str:
             f"{source}: init_lora_weights is {quote(str(start))}, which changed the base's weights before training. "
             "Convert the adapter to an ordinary one when saving it (path_initial_model_for_weight_conversion in peft)."
         )
-    return _KINDS[str(kind)]
+    return _KINDS[kind]
 
 
 def _scale(settings: Mapping[str, Any], source: str) -> Scale:
@@ -221,6 +221,11 @@ def _scale(settings: Mapping[str, Any], source: str) -> Scale:
     for name, value in (("r", rank), ("lora_alpha", alpha)):
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise CheckpointDamaged(f"{source}: {name} is {value!r:.40} in {ADAPTER_CONFIG}; it must be above 0.")
+    if not isinstance(patterns, dict):
+        raise CheckpointDamaged(
+            f"{source}: alpha_pattern is {patterns!r:.40} in {ADAPTER_CONFIG}; it must map ends of modules' paths to "
+            "numbers. Save the adapter anew."
+        )
     odd = next((key for key, value in patterns.items() if not _is_plain(key, value)), None)
     if odd is not None:
         raise CheckpointDamaged(

@@ -92,6 +92,7 @@ def test_the_digest_changes_with_the_weights_and_with_the_scale(lora: Path, tmp_
     [
         ({"peft_type": "PREFIX_TUNING"}, r"kind 'PREFIX_TUNING'; \(IA\)3 and LoRA can be merged"),
         ({"peft_type": None}, "kind 'None'"),
+        ({"peft_type": ["LORA"]}, r"an adapter of kind .*LORA.*; \(IA\)3 and LoRA can be merged"),
         ({"use_dora": True}, "use_dora is set in adapter_config.json: DoRA"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication is set"),
         ({"init_lora_weights": "pissa"}, "'pissa', which changed the base's weights"),
@@ -109,6 +110,7 @@ def test_kinds_that_are_not_merged_are_refused(
     [
         ({"r": 0}, "r is 0 in adapter_config.json; it must be above 0"),
         ({"lora_alpha": "six"}, "lora_alpha is 'six'"),
+        ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\] in adapter_config\.json; it must map"),
         ({"alpha_pattern": {"(a|b)+": 2}}, r"alpha_pattern has '\(a\|b\)\+'"),
     ],
 )
