@@ -4,7 +4,7 @@ Rows are tokenised once and sorted by length, so that a batch pads little; `rest
 image processors and feature extractors come from local folders only, never with code of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_merge.errors import CheckpointDamaged, DatasetError, RecipeError
 from hf_merge.modeling.batching import cut
+from hf_merge.modeling.positions import UNBOUNDED, positions
 from hf_merge.modeling.reader_files import check_folder, one_line
 
 
@@ -51,6 +52,7 @@ def text_batches(
     *,
     batch_size: int,
     max_length: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> list[Batch]:
     """Returns all rows in batches of similar length, shortest first, each padded to its longest row.
 
@@ -61,8 +63,8 @@ def text_batches(
         texts: The texts, one per row.
         pairs: The second texts, one per row, or None.
         batch_size: The most rows per batch.
-        max_length: Tokens to which a row is cut; None is 512. More than the tokenizer's `model_max_length` is lowered
-            to that.
+        max_length: Tokens to which a row is cut; None is 512. Less where the tokenizer or the model takes fewer.
+        config: The base's `config.json`, which says how many tokens the model takes; None asks the tokenizer alone.
 
     Raises:
         DatasetError: Texts and pairs differ in number, or a row gives no tokens at all.
@@ -74,7 +76,8 @@ def text_batches(
     if not texts:
         return []
     _ensure_padding(tokenizer)
-    limit = _token_limit(tokenizer, max_length, paired=pairs is not None)
+    most = UNBOUNDED if config is None else positions(config, "text")
+    limit = _token_limit(tokenizer, max_length, most, paired=pairs is not None)
     encoded = tokenizer(
         list(texts),
         list(pairs) if pairs is not None else None,
@@ -253,9 +256,9 @@ def _ensure_padding(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-def _token_limit(tokenizer: "PreTrainedTokenizerBase", max_length: int | None, *, paired: bool) -> int:
+def _token_limit(tokenizer: "PreTrainedTokenizerBase", max_length: int | None, most: int, *, paired: bool) -> int:
     """Returns the number of tokens to which rows are cut."""
-    limit = min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH if max_length is None else max_length)
+    limit = min(int(tokenizer.model_max_length), most, DEFAULT_MAX_LENGTH if max_length is None else max_length)
     special = tokenizer.num_special_tokens_to_add(pair=paired)
     # At or below this, tokenizers gives up cutting without a word.
     least = special + (2 if paired else 1)

@@ -17,6 +17,7 @@ from hf_merge.modeling.assembly import Kind
 from hf_merge.modeling.batching import cut
 from hf_merge.modeling.inputs import DEFAULT_MAX_LENGTH, Batch
 from hf_merge.modeling.options import IGNORED
+from hf_merge.modeling.positions import positions
 
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Prompter:
         self.kind = kind
         self._tokenizer, self._batch_size = tokenizer, batch_size
         self._wanted = DEFAULT_MAX_LENGTH if max_length is None else max_length
-        self._most = min(int(tokenizer.model_max_length), _positions(config, kind))
+        self._most = min(int(tokenizer.model_max_length), positions(config, kind))
         self._before = _opening_tokens(tokenizer) if kind == "causal" else []
 
     def option_batches(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Batch]:
@@ -174,10 +175,3 @@ def _opening_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     whole: list[int] = tokenizer(probe)["input_ids"]
     start = next((at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain), 0)
     return whole[:start]
-
-
-def _positions(config: Mapping[str, Any], kind: Kind) -> int:
-    """Returns for how many positions a model is made, as far as its configuration says."""
-    names = ("max_position_embeddings", "n_positions") if kind == "causal" else ("max_position_embeddings",)
-    found = next((config[name] for name in names if isinstance(config.get(name), int)), None)
-    return 1 << 30 if found is None or found < 1 else int(found)

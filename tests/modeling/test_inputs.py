@@ -124,6 +124,13 @@ def test_rows_are_cut_to_512_where_the_tokenizer_states_no_limit(tmp_path: Path)
     assert batch.inputs["input_ids"].shape == (1, 512)
 
 
+def test_rows_are_cut_to_the_positions_of_a_model_whose_tokenizer_states_no_limit(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(words_only(tmp_path, eos_token="<eos>"))
+    config = {"model_type": "bert", "max_position_embeddings": 24}
+    (batch,) = text_batches(tokenizer, ["a " * 900], None, batch_size=1, max_length=1024, config=config)
+    assert batch.inputs["input_ids"].shape == (1, 24)
+
+
 def test_a_limit_without_room_for_text_is_refused(bert: Any) -> None:
     text_batches(bert, ["a b"], None, batch_size=1, max_length=3)
     with pytest.raises(
