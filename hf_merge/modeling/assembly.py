@@ -49,8 +49,8 @@ from hf_merge.storing.counterparts import counterpart, prefixes_of
 
 
 __all__ = [
-    "CLASSIFIERS", "CPU", "Head", "Kind", "TaskModel", "TransformersModel", "empty_base", "require_kind",
-    "skeleton_config", "skeleton_of", "used_names",
+    "CLASSIFIERS", "CPU", "Head", "Kind", "TaskModel", "TransformersModel", "classifies_images", "empty_base",
+    "require_kind", "skeleton_config", "skeleton_of", "used_names",
 ]  # fmt: skip
 
 CPU = torch.device("cpu")
@@ -287,6 +287,11 @@ def _require_class(built: Any, kind: Kind) -> None:
     others = [other for other in CLASSIFIERS if kind in CLASSIFIERS and type(built) in _CLASSES[other][1]]
     hint = f" It has one for {others[0]}: name the '{others[0]}' column of every task's data." if others else ""
     raise UnsupportedArchitecture(f"transformers has no {title} model for the model type '{built.model_type}'.{hint}")
+
+
+def classifies_images(built: PreTrainedConfig) -> bool:
+    """Returns whether transformers has an image classifier for a configuration."""
+    return type(built) in _CLASSES["image"][1]
 
 
 def skeleton_of(built: PreTrainedConfig) -> TransformersModel:

@@ -12,6 +12,7 @@ router in service sees exactly what it was trained on.
 Source: MERGE, arXiv 2602.06552, Eq. 9; docs/adr/0005-router-features.md.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -26,7 +27,7 @@ from hf_merge.merging.codecs import CodecSpec
 from hf_merge.merging.experts import find_fault, stored_names
 from hf_merge.merging.group_reader import TensorSource
 from hf_merge.merging.roles import role_of
-from hf_merge.modeling.assembly import empty_base
+from hf_merge.modeling.assembly import classifies_images, empty_base
 from hf_merge.modeling.skeletons import BlameConfig, Slot, configuration, fusions, in_precision, move_buffers, slots
 from hf_merge.storing.counterparts import counterpart, prefixes_of
 from hf_merge.storing.tensor_names import is_pooler
@@ -229,7 +230,7 @@ def _eyes(config: Mapping[str, Any], layers: int | None) -> tuple[nn.Module, dic
     """Returns the module that looks, with so many blocks, and where its tensors live, by name on disk."""
     with BlameConfig(config):
         built = configuration(config, {})
-        inner = getattr(built, "vision_config", built)
+        inner = _looking(built)
         if layers is not None:
             _shorten(inner, layers)
         inner.architectures = []
@@ -240,6 +241,17 @@ def _eyes(config: Mapping[str, Any], layers: int | None) -> tuple[nn.Module, dic
     encoder: nn.Module = model.get_encoder()
     inside = set(encoder.modules())
     return encoder, {name: slot for name, slot in held.items() if any(module in inside for module, _ in slot.places)}
+
+
+def _looking(built: Any) -> Any:
+    """Returns the configuration of the part that reads what a family's tasks read.
+
+    What a base with a vision tower reads is told by what transformers classifies with it, never both: images with
+    CLIP, texts with Gemma 3.
+    """
+    if not hasattr(built, "vision_config"):
+        return built
+    return built.vision_config if classifies_images(built) else built.get_text_config()
 
 
 def _shorten(built: PreTrainedConfig, layers: int) -> None:
@@ -273,8 +285,21 @@ def _places(held: Mapping[str, Slot], names: Sequence[str], trunk: str) -> dict[
     found = {name: held[own + short] for name, short in inside.items() if own + short in held}
     if not found:
         others = {name: counterpart(short, held, prefixes_of(held)) for name, short in inside.items()}
-        found = {name: held[other] for name, other in others.items() if other is not None}
+        known = {name: other for name, other in others.items() if other is not None}
+        found = {name: held[other] for name, other in _of_one_tower(known, inside).items()}
     return found
+
+
+def _of_one_tower(known: Mapping[str, str], inside: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns what each tensor is called, of those alone below the most common prefix where two are called alike.
+
+    A vision tower's blocks are called like those of the language model beside it.
+    """
+    if len(set(known.values())) == len(known):
+        return known
+    prefixes = {name: inside[name].removesuffix(other) for name, other in known.items()}
+    (most, _), *_ = Counter(prefixes.values()).most_common(1)
+    return {name: other for name, other in known.items() if prefixes[name] == most}
 
 
 def _depth(layers: int) -> int | None:

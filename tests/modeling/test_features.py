@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, Gemma3Config, PreTrainedModel
 
 from hf_merge.errors import MalformedChainMap, ModelMismatch
 from hf_merge.modeling.features import ALL_LAYERS, FeatureExtractor, base_names, padded_behind
@@ -197,6 +197,27 @@ def test_of_an_encoder_and_its_decoder_the_encoder_looks(name: str, layers: int,
         mask = inputs["attention_mask"].unsqueeze(-1)
         expected = (states * mask).sum(dim=1) / mask.sum(dim=1)
         torch.testing.assert_close(features, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
+def test_of_a_base_of_texts_with_a_vision_tower_the_language_model_looks(layers: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**blocks, "vocab_size": WORDS, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 40}
+    vision = {**blocks, "image_size": SIDE, "patch_size": 8}
+    model = AutoModel.from_config(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)).eval()
+    model.save_pretrained(tmp_path)
+    inputs = sentences()
+    with Checkpoint("gemma3", tmp_path) as base, torch.inference_mode():
+        eyes = eyes_of(base, layers)
+        features = eyes.pooled(inputs)
+        again = FeatureExtractor(base.config, base_names(list(eyes.tensors)), base.trunk, layers, eyes.tensors)
+        states = model(**inputs).last_hidden_state
+    assert not any("vision" in stored for stored in eyes.tensors)
+    assert torch.equal(again.pooled(inputs), features)
+    if layers == ALL_LAYERS:
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        torch.testing.assert_close(features, (states * mask).sum(dim=1) / mask.sum(dim=1), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("layers", [0, 1, ALL_LAYERS])
