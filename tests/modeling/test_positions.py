@@ -34,7 +34,8 @@ def test_positions_are_those_that_a_model_takes(config: dict[str, Any], kind: Ki
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "camembert"])
 def test_a_model_takes_as_many_tokens_as_said_and_no_more(model_type: str) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    config = CONFIG_MAPPING[model_type](vocab_size=20, max_position_embeddings=24, **sizes)
+    made: Any = CONFIG_MAPPING[model_type]
+    config = made(vocab_size=20, max_position_embeddings=24, **sizes)
     model = AutoModel.from_config(config).eval()
     room = positions(config.to_dict(), "text")
     model(input_ids=torch.full((1, room), 5))
