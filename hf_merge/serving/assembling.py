@@ -22,6 +22,7 @@ from hf_merge.modeling.language import SpecialTokens, task_model
 from hf_merge.modeling.on_use import set_on_use
 from hf_merge.serving.decoding import Decoder
 from hf_merge.serving.packing import PackedExperts
+from hf_merge.serving.reading import InputReader
 from hf_merge.serving.recombine import Recombiner
 from hf_merge.serving.router import Router
 from hf_merge.serving.router_file import load_router
@@ -98,6 +99,16 @@ class Assembler:
             yield
             for check in checks:
                 check.result()
+
+    def input_reader(self) -> InputReader:
+        """Returns what makes batches of what users give.
+
+        Raises:
+            CheckpointDamaged: The member holds no readable tokenizer or processor.
+            UntrustedContentError: It asks for code or files of its own.
+        """
+        member = self._member
+        return InputReader(member.folder, self.kind, member.chain_map.model.max_length, self.config)
 
     def recombiner(self) -> Recombiner:
         """Returns the tasks' models, each put together when it is first asked for.

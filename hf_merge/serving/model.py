@@ -17,7 +17,7 @@ from hf_merge.serving.answers import Generation, MergeOutput, Prediction
 from hf_merge.serving.asking import check_claim, chosen_device, chosen_dtype, count_rows, task_numbers
 from hf_merge.serving.assembling import Assembler
 from hf_merge.serving.packing import chosen_memory
-from hf_merge.serving.reading import InputReader, listed
+from hf_merge.serving.reading import listed
 from hf_merge.serving.router import UNCLAIMED
 from hf_merge.serving.saving import SavedMember
 from hf_merge.serving.selection import open_member
@@ -73,7 +73,7 @@ class MergeModel(SavedMember, library_name="hf-merge", tags=["merge", "hf-merge"
         self.memory = chosen_memory(memory, member, self.device, self.dtype)
         self._parts = Assembler(member, self.device, self.dtype, packed=self.memory == "packed")
         with self._parts.checking():
-            self._reader = InputReader(member.folder, self._parts.kind, self.chain_map.model.max_length)
+            self._reader = self._parts.input_reader()
         self._parts.tokens = self._reader.tokens
         self._recombiner = self._parts.recombiner()
         self._common = CommonModel(self._parts, member)

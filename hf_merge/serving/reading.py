@@ -33,14 +33,22 @@ class InputReader:
         tokens: What the tokenizer pads and ends with.
     """
 
-    def __init__(self, folder: Path, kind: Kind, max_length: int | None) -> None:
+    def __init__(
+        self, folder: Path, kind: Kind, max_length: int | None, config: Mapping[str, Any] | None = None
+    ) -> None:
         """Loads the reader of a folder whose model reads `kind`, and cuts texts to `max_length` tokens.
+
+        Args:
+            folder: A member folder.
+            kind: What the model reads.
+            max_length: Tokens to which a text is cut; None is 512.
+            config: The base's configuration, which may say that the model takes fewer.
 
         Raises:
             CheckpointDamaged: The folder holds no readable tokenizer or processor.
             UntrustedContentError: It asks for code of its own.
         """
-        self._kind, self._max_length = kind, max_length
+        self._kind, self._max_length, self._config = kind, max_length, config
         self._tokenizer = load_tokenizer(folder) if kind not in _WANTED else None
         self._processor = load_image_processor(folder) if kind == "image" else None
         self._hearing = Hearing.load(folder) if kind == "audio" else None
@@ -144,7 +152,14 @@ class InputReader:
         if self._tokenizer is None:
             raise RuntimeError("A reader has a tokenizer or a processor.")
         with self._lock:
-            return text_batches(self._tokenizer, items, seconds, batch_size=batch_size, max_length=self._max_length)
+            return text_batches(
+                self._tokenizer,
+                items,
+                seconds,
+                batch_size=batch_size,
+                max_length=self._max_length,
+                config=self._config,
+            )
 
 
 def listed(inputs: Iterable[Any]) -> list[Any]:

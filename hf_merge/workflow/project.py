@@ -195,7 +195,7 @@ class Reader:
             else (PROCESSOR_FILE,)
         )
         folder = next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), folders[0])
-        self.folder, self._search = folder, project.recipe.search
+        self.folder, self._search, self._config = folder, project.recipe.search, project.family.base.config
         self._tokenizer = load_tokenizer(folder) if project.kind not in ("image", "audio") else None
         self._processor = load_image_processor(folder) if project.kind == "image" else None
         self._hearing = Hearing.load(folder) if project.kind == "audio" else None
@@ -216,7 +216,12 @@ class Reader:
         if self._tokenizer is None:
             raise RuntimeError("A reader has a tokenizer or a processor.")
         return text_batches(
-            self._tokenizer, rows.texts or (), rows.pairs, batch_size=size, max_length=self._search.max_length
+            self._tokenizer,
+            rows.texts or (),
+            rows.pairs,
+            batch_size=size,
+            max_length=self._search.max_length,
+            config=self._config,
         )
 
     def run(

@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,3 +153,16 @@ def test_threads_may_share_a_reader(reader: InputReader) -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tiny_family: Callable[[str], TinyFamily]) -> None:
     with pytest.raises(CheckpointDamaged):
         InputReader(tiny_family("vit").base, "text", None)
+
+
+def test_texts_longer_than_the_model_are_cut_where_the_tokenizer_states_no_limit(
+    tiny_family: Callable[[str], TinyFamily], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_family("bert").base, base)
+    said = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(said | {"model_max_length": 10**30}))
+    config = json.loads((base / "config.json").read_text())
+    most = config["max_position_embeddings"]
+    ((_, (batch,)),) = InputReader(base, "text", 100 * most, config).batches(["the cat " * 10 * most], 1)
+    assert batch.inputs["input_ids"].shape == (1, most)
