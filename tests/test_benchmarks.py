@@ -110,3 +110,9 @@ def test_claims_count_own_rows_and_strangers(
         assert all(higher["right"][task] <= share for task, share in lower["right"].items())
         assert higher["strangers"]["other/test"] <= lower["strangers"]["other/test"]
     assert "| none | 100.0 |" in text
+
+
+def test_the_recipe_of_the_mergers_is_one(benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    mergers = benchmark("mergers")
+    (tmp_path / "recipe.yaml").write_text(mergers.safe_dump(mergers.recipe_of(tmp_path)))
+    assert len(Recipe.load(tmp_path / "recipe.yaml").tasks) == mergers.TASKS

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -82,13 +83,27 @@ def make(folder: Path) -> None:
             if name != "lm_head.weight":  # the embedding once more
                 value.copy_(base[name] + NOISE * torch.randn(value.shape, generator=noise))
         model.save_pretrained(folder / f"task{number}")
-    data = {"path": "parquet", "data_files": {"test": "none.parquet"}, "text": "text", "label": "label"}
-    data |= {"template": "{text}", "answers": ["yes", "no"]}
+    (folder / "recipe.yaml").write_text(safe_dump(recipe_of(folder), sort_keys=False))
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """Returns a recipe of what `make` has made; nothing in it stands twice, for which YAML would write anchors."""
     tasks = [
-        {"name": f"task{number}", "model": str(folder / f"task{number}"), "data": data} for number in range(TASKS)
+        {
+            "name": f"task{number}",
+            "model": str(folder / f"task{number}"),
+            "data": {
+                "path": "parquet",
+                "data_files": {"test": "none.parquet"},
+                "text": "text",
+                "label": "label",
+                "template": "{text}",
+                "answers": ["yes", "no"],
+            },
+        }
+        for number in range(TASKS)
     ]
-    recipe = {"base": {"model": str(folder / "base")}, "tasks": tasks}
-    (folder / "recipe.yaml").write_text(safe_dump(recipe, sort_keys=False))
+    return {"base": {"model": str(folder / "base")}, "tasks": tasks}
 
 
 def commands_of(folder: Path, target: Path, names: Sequence[str], mergekit: Path | None) -> dict[str, list[str]]:

@@ -149,12 +149,12 @@ def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: The disk refused; nothing is left of the file.
     """
-    os.close(disk.open_file(path, os.O_WRONLY | os.O_CREAT))
-    rights = stat.S_IMODE(path.stat().st_mode)
     try:
+        os.close(disk.open_file(path, os.O_WRONLY | os.O_CREAT))
+        rights = stat.S_IMODE(path.stat().st_mode)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         path.chmod(rights)  # safetensors leaves what it writes to its writer alone
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         with suppress(OSError):
             disk.unlink(path)
         raise ResourceError(f"{path} cannot be written: {error}. Make room or choose another folder.") from error

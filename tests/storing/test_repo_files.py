@@ -28,7 +28,7 @@ from hf_merge.storing.repo_files import (
             "onnx/model.safetensors",
             "a/config.json",
             "consolidated.safetensors",
-            "chat_template.jinja",
+            "template.jinja",
             ".gitattributes",
         ),
     ],
