@@ -191,7 +191,8 @@ class Mixture:
         if (name, task) in self._kept:
             return self._kept[name, task]
         vector = self._tuned[task].read(name).reshape(-1) - self._base[name]
-        vector *= self._factors.get(name, 1.0)
+        if (factor := self._factors.get(name, 1.0)) != 1.0:  # what finds no room is read anew in every step
+            vector *= factor
         if self._kept_bytes + vector.nbytes <= KEPT_BYTES:
             self._kept[name, task] = vector
             self._kept_bytes += vector.nbytes

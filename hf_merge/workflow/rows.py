@@ -43,15 +43,7 @@ def search_rows(project: Project) -> dict[str, Rows]:
 
 
 def load_test_rows(recipe: Recipe, heads: Mapping[str, Head]) -> dict[str, Rows]:
-    """Returns every task's test rows, reading nothing else.
-
-    Args:
-        recipe: Where the rows are.
-        heads: What each task's head answers; only tasks named here are loaded.
-
-    Raises:
-        DatasetError: A task's data lack what it needs.
-    """
+    """Returns every task's test rows, reading nothing else; arguments and errors are those of `load_rows`."""
     return {
         task.name: load_test(task, num_labels=heads[task.name].num_labels, label_names=heads[task.name].labels)
         for task in recipe.tasks
