@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf, nan
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.merging import methods
-from hf_merge.merging.methods import Member, MethodSpec, _election, _selection, dare
+from hf_merge.merging.methods import Member, MethodSpec, _election, _selection, dare, pcb
 from hf_merge.merging.methods._selection import keep_ranks_, magnitude_at, portion
 
 
@@ -399,6 +400,23 @@ class TestPcb:
     def test_scores_of_many_models_do_not_overflow(self) -> None:
         base, weights = _noise(100, 2)
         assert bool(torch.isfinite(merged("pcb", {}, base, weights * 400)).all())
+
+    @pytest.mark.parametrize("low", [None, -inf, inf])
+    def test_a_sample_changes_nothing_however_it_misleads(
+        self, low: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, weights = _noise(2 * _selection.FEW, 3)
+        sampled = merged("pcb", {}, base, weights)
+        if low is None:
+            monkeypatch.setattr(pcb, "FEW", base.numel())
+        else:
+            monkeypatch.setattr(pcb, "bracket", lambda *_: (low, inf))
+        assert torch.equal(sampled, merged("pcb", {}, base, weights))
+
+    def test_what_is_not_a_number_is_not_hidden(self) -> None:
+        base, weights = _noise(10, 2)
+        weights[0][3] = nan
+        assert bool(merged("pcb", {}, base, weights).isnan().all())
 
     def test_a_single_entry_ranks_nowhere(self) -> None:
         assert merged("pcb", {}, torch.zeros(1), [torch.ones(1)]).tolist() == [0.0]

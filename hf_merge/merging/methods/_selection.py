@@ -22,6 +22,7 @@ from hf_merge.merging.methods._task_vectors import BLOCK
 
 
 _SAMPLE = 1 << 15
+FEW = 4 * _SAMPLE  # values: of so few a sample would save nothing
 _Floats = NDArray[np.float32]
 
 
@@ -86,15 +87,29 @@ def _cutoff(values: _Floats, rank: int) -> _Cutoff:
 
 def _bracket(values: _Floats, rank: int) -> tuple[float, float]:
     """Returns two magnitudes that very probably enclose the one at `rank`, from a sample."""
-    if values.size <= 4 * _SAMPLE:
+    if values.size <= FEW:
         return 0.0, inf
-    stride = values.size // _SAMPLE | 1  # odd, so that it does not walk down the columns of a matrix
-    sample = np.abs(values[::stride])
-    expected = rank * sample.size / values.size
+    return bracket(np.abs(values[sampled(values.size)]), rank, values.size)
+
+
+def sampled(size: int) -> slice:
+    """Returns which of `size` values, more than `FEW`, serve as a sample."""
+    return slice(None, None, size // _SAMPLE | 1)  # odd, so that it does not walk down the columns of a matrix
+
+
+def bracket(sample: _Floats, rank: int, size: int) -> tuple[float, float]:
+    """Returns two values that very probably enclose the one at `rank`; the highest has rank 1.
+
+    Args:
+        sample: Of `size` values, [n] float32; its order is lost.
+        rank: In [1, size].
+        size: How many values there are in all.
+    """
+    expected = rank * sample.size / size
     slack = 5 * sqrt(expected * (1 - expected / sample.size)) + 5
     first, last = floor(expected - slack), ceil(expected + slack)
     sample.partition([sample.size - 1 - min(last, sample.size - 1), sample.size - 1 - max(first, 0)])
-    low = float(sample[sample.size - 1 - last]) if last < sample.size else 0.0
+    low = float(sample[sample.size - 1 - last]) if last < sample.size else -inf
     return low, float(sample[sample.size - 1 - first]) if first >= 0 else inf
 
 

@@ -23,7 +23,7 @@ from hf_merge.merging.threads import one_thread
 
 PRESENT = 1e-5  # of the largest singular value: what is smaller is no direction
 
-_ROWS = 4096  # rows that are taken to float64 at once
+ROWS = 4096  # rows that are taken to float64 at once
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # left [out, k], singular values [k], right [in, k], all float64
 
@@ -84,7 +84,14 @@ def leading(matrix: Tensor, count: int, floor: float = 0.0) -> Triplets:
     values = squares.clamp(min=0).sqrt()
     present = values > max(floor, PRESENT * float(values[:1].sum()))
     values, right = values[present], vectors[:, present]
-    return torch.cat([rows.double() @ right for rows in matrix.split(_ROWS)]) / values, values, right
+    return torch.cat([rows.double() @ right for rows in matrix.split(ROWS)]) / values, values, right
+
+
+def joined(triplets: list[Triplets]) -> Triplets:
+    """Returns all triplets side by side, and empties the list: left vectors of a tall matrix are large."""
+    left, values, right = (torch.cat(parts, dim=-1) for parts in zip(*triplets, strict=True))
+    triplets.clear()
+    return left, values, right
 
 
 def whitening(columns: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ def whitening(columns: Tensor) -> Tensor:
 def gram(matrix: Tensor) -> Tensor:
     """Returns the inner products of a matrix's columns, [columns, columns] float64."""
     products = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    for rows in matrix.split(_ROWS):
+    for rows in matrix.split(ROWS):
         wide = rows.double()
         products.addmm_(wide.T, wide)
     return products

@@ -14,7 +14,6 @@ Source: No Task Left Behind, arXiv 2502.04959.
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from hf_merge.merging.methods import Member, MergeMethod
@@ -23,6 +22,7 @@ from hf_merge.merging.methods._spectra import (
     PRESENT,
     TaskMatrices,
     Triplets,
+    joined,
     leading,
     merge_matrices,
     whitening,
@@ -49,10 +49,13 @@ def _merged(vectors: TaskMatrices, fraction: float) -> Tensor:
     specific = min(round((rank - portion(rank, fraction)) / count), rank // count)
     common = leading(summed, rank - count * specific)
     del summed  # as large as a member in float64, and the residuals need that much themselves
-    own = [_specific(vector, common[0], specific) for vector in vectors] if specific else []
-    left, values, right = (torch.cat(parts, dim=-1) for parts in zip(common, *own, strict=True))
+    triplets = [common]
+    if specific:
+        triplets += [_specific(vector, common[0], specific) for vector in vectors]
+    del common  # what the list alone holds is free once it is joined
+    left, values, right = joined(triplets)
     mean = values.sum() / max(len(values), 1)
-    return left @ (mean * whitening(left) @ whitening(right)) @ right.T
+    return left @ (mean * whitening(left) @ whitening(right) @ right.T)
 
 
 def _specific(vector: Tensor, common: Tensor, count: int) -> Triplets:

@@ -16,6 +16,8 @@ Source: Parameter Competition Balancing for Model Merging, arXiv 2410.02396; htt
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_merge.merging.methods import SCOPE, Member, MergeMethod
-from hf_merge.merging.methods._selection import magnitude_at, portion
+from hf_merge.merging.methods._selection import FEW, bracket, magnitude_at, portion, sampled
 from hf_merge.merging.methods._task_vectors import BLOCK, step, task_vectors
 from hf_merge.merging.settings import Hyperparameter, Settings
 
@@ -35,7 +37,8 @@ def merge(base: Tensor, members: Iterable[Member], settings: Settings) -> Tensor
     """Returns the base plus the scaled mean of the task vectors, weighted entry by entry, [n] float32.
 
     The entry at the border of those that stay weighs nothing, and so does every entry of a task vector whose scores
-    are all equal. Where all weigh nothing the base stays.
+    are all equal. Where all weigh nothing the base stays. Beside base and member it holds three floats an entry, and
+    the scores of those that stay.
 
     Args:
         base: [n] float32, only read.
@@ -48,14 +51,14 @@ def merge(base: Tensor, members: Iterable[Member], settings: Settings) -> Tensor
     others, bounds = _sums(base, members, clamp, settings["balance"] == "normalised")
     weighted, weights = (np.zeros(base.numel(), dtype=np.float32) for _ in range(2))
     for vector, bound in zip(task_vectors(base, members), bounds, strict=True):
-        entries = vector.numpy()
-        _add_weighted(entries, _weights(_scores(entries, others, bound, len(bounds)), kept), bound, weighted, weights)
+        _add_weighted(_Scored(vector.numpy(), others, bound, len(bounds)), max(1, kept), weighted, weights)
     # The floor is the authors': what weighs next to nothing in every task fades instead of jumping to its full size.
     weighted /= np.maximum(weights, np.float32(1e-12), out=weights)
     return step(base, torch.from_numpy(weighted), float(settings["scale"]))
 
 
 _Bounds = tuple[np.float32, np.float32]
+_Few = tuple[slice, NDArray[np.uint16], _Floats]  # a block, places in it, and the scores there
 
 
 def _sums(base: Tensor, members: Iterable[Member], clamp: int, normalised: bool) -> tuple[_Floats, list[_Bounds]]:
@@ -70,44 +73,59 @@ def _sums(base: Tensor, members: Iterable[Member], clamp: int, normalised: bool)
     return others, bounds
 
 
-def _scores(entries: _Floats, others: _Floats, bound: _Bounds, tasks: int) -> _Floats:
-    """Returns the score of each entry, [n], over `exp(tasks)`: a common factor, and so nothing overflows."""
-    scores = np.empty_like(entries)
-    for part in _parts(entries.size):
-        size = _normalised(entries[part], bound)
-        scores[part] = np.exp(tasks * (size * size - 1)) * np.tanh(entries[part] * others[part])
-    return scores
+@dataclass(frozen=True)
+class _Scored:
+    """A task vector [n] and what its scores come from: scores of all entries at once would be as large as it is."""
 
+    entries: _Floats
+    others: _Floats
+    bound: _Bounds
+    tasks: int
 
-def _weights(scores: _Floats, kept: int) -> _Floats:
-    """Returns scores [n] scaled to [0, 1] in their own memory, zero but for the `kept` highest, at least one."""
-    low = _border(scores, max(1, kept))
-    span = scores.max() - low
-    if not span > 0:
-        scores.fill(0)
+    def scores(self, part: slice) -> _Floats:
+        """Returns the scores of some entries over `exp(tasks)`: a common factor, and so nothing overflows."""
+        block = self.entries[part]
+        size = _normalised(block, self.bound)
+        scores: _Floats = np.exp(self.tasks * (size * size - 1)) * np.tanh(block * self.others[part])
         return scores
-    np.maximum(scores, low, out=scores)
-    scores -= low
-    scores /= span
-    return scores
+
+    def from_floor(self, floor: float) -> list[_Few]:
+        """Returns where the scores are at least `floor`, and these scores, block by block."""
+        found = []
+        for part in _parts(self.entries.size):
+            scores = self.scores(part)
+            places = np.flatnonzero(~(scores < floor))  # so NaN is seen, and spreads
+            found.append((part, places.astype(np.uint16), scores[places]))
+        return found
 
 
-def _border(scores: _Floats, kept: int) -> np.float32:
-    """Returns the score that the `kept` highest of scores [n] exceed, equal ones apart; the lowest where all stay."""
-    if kept >= scores.size:
-        return np.float32(scores.min())
-    border = magnitude_at(np.maximum(scores, 0), kept + 1)
-    if border > 0:
-        return border
-    return np.float32(np.partition(scores, scores.size - 1 - kept)[scores.size - 1 - kept])
+def _add_weighted(scored: _Scored, kept: int, weighted: _Floats, weights: _Floats) -> None:
+    """Adds the cut-off task vector [n] times its weights, and the weights, where they are not zero."""
+    found = _highest(scored, kept)
+    scores = np.concatenate([scores for _, _, scores in found])
+    index = max(scores.size - 1 - kept, 0)
+    scores.partition(index)
+    low, span = scores[index], scores[index:].max() - scores[index]
+    if span == 0:
+        return
+    for part, places, block in found:
+        shares = (np.maximum(block, low) - low) / span
+        entries = scored.entries[part][places]
+        weighted[part][places] += np.sign(entries) * np.clip(np.abs(entries), *scored.bound) * shares
+        weights[part][places] += shares
 
 
-def _add_weighted(entries: _Floats, shares: _Floats, bound: _Bounds, weighted: _Floats, weights: _Floats) -> None:
-    """Adds the cut-off task vector [n] times its weights, and the weights."""
-    for part in _parts(entries.size):
-        block = entries[part]
-        weighted[part] += np.sign(block) * np.clip(np.abs(block), *bound) * shares[part]
-    weights += shares
+def _highest(scored: _Scored, kept: int) -> list[_Few]:
+    """Returns the scores of more than the `kept` highest entries; all where no more are to be had.
+
+    A sample says from what score on to look. Where it misleads, all are looked at, so that the choice is exact.
+    """
+    size = scored.entries.size
+    if size > FEW and kept < size:
+        found = scored.from_floor(bracket(scored.scores(sampled(size)), kept + 1, size)[0])
+        if sum(len(places) for _, places, _ in found) > kept:
+            return found
+    return scored.from_floor(-inf)
 
 
 def _normalised(block: _Floats, bound: _Bounds) -> _Floats:

@@ -12,11 +12,10 @@ Source: Task Singular Vectors, arXiv 2412.00081.
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from hf_merge.merging.methods import Member, MergeMethod
-from hf_merge.merging.methods._spectra import TaskMatrices, leading, merge_matrices, whitening
+from hf_merge.merging.methods._spectra import TaskMatrices, joined, leading, merge_matrices, whitening
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
@@ -37,8 +36,8 @@ def _merged(vectors: TaskMatrices) -> Tensor:
     """Returns the merged task vector, [out, in] float64."""
     kept = max(1, min(vectors.shape) // sum(1 for _ in vectors))
     triplets = [leading(vector, kept) for vector in vectors]
-    left, values, right = (torch.cat(parts, dim=-1) for parts in zip(*triplets, strict=True))
-    return left @ (whitening(left) * values @ whitening(right)) @ right.T
+    left, values, right = joined(triplets)
+    return left @ (whitening(left) * values @ whitening(right) @ right.T)
 
 
 METHOD = MergeMethod(

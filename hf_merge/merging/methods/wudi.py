@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hf_merge.merging.methods import Member, MergeMethod
-from hf_merge.merging.methods._spectra import TaskMatrices, gram, merge_matrices
+from hf_merge.merging.methods._spectra import ROWS, TaskMatrices, gram, merge_matrices
 from hf_merge.merging.settings import Hyperparameter, Settings
 
 
@@ -62,10 +62,13 @@ def _flow_of_inputs(vectors: TaskMatrices, summed: Tensor, time: float, kept: in
         if norm > 0:
             products /= norm
             hessian += products
-            gradient.addmm_(summed - vector, products)  # exactly zero in a group of one
+            for rows, apart, own in zip(*(part.split(ROWS) for part in (gradient, summed, vector)), strict=True):
+                rows.addmm_(apart - own, products)  # exactly zero in a group of one
     values, directions = torch.linalg.eigh(hessian)
-    moved: Tensor = (gradient @ directions * _gain(values, time, kept)) @ directions.T
-    return moved
+    flowed = directions * _gain(values, time, kept) @ directions.T
+    for rows in gradient.split(ROWS):
+        rows.copy_(rows @ flowed)
+    return gradient
 
 
 def _flow_of_tasks(vectors: TaskMatrices, summed: Tensor, time: float, kept: int) -> Tensor:
