@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hf_merge.errors import CheckpointDamaged, HubError, RecipeError
+from hf_merge.errors import CheckpointDamaged, HubError, RecipeError, UntrustedContentError
 from hf_merge.modeling.assembly import CLASSIFIERS, Head, Kind, require_kind, used_names
 from hf_merge.modeling.language import language_kind
 from hf_merge.modeling.layouts import names_in_memory
@@ -15,6 +15,7 @@ from hf_merge.storing.adapted import align_adapted
 from hf_merge.storing.adapters import Adapter
 from hf_merge.storing.checkpoints import Checkpoint
 from hf_merge.storing.families import Family, FineTune, align
+from hf_merge.storing.json_fields import Field
 from hf_merge.storing.language import LanguageCheckpoint, complete_base
 from hf_merge.workflow.speaking import refuse_speakers
 
@@ -45,11 +46,18 @@ def head_of(task: TaskSpec, tuned: FineTune) -> Head:
     """Returns what a task's head answers, its labels named by the recipe where its checkpoint does not.
 
     Raises:
-        RecipeError: Recipe and checkpoint name different labels, or another number of them.
+        RecipeError: Recipe and checkpoint name different labels, or another number of them, or the recipe names one
+            that no member may hold.
+        CheckpointDamaged: The checkpoint declares no head.
+        UnsafeName: A label of the checkpoint holds what no text of a member may.
+        LimitExceeded: A label of the checkpoint is too long, or there are too many.
     """
     if task.data.wording is not None:
         return Head.worded(task.data.wording)
-    head = Head.of(tuned.config)
+    try:
+        head = Head.of(tuned.config)
+    except (CheckpointDamaged, UntrustedContentError) as error:
+        raise type(error)(f"Task '{task.name}' ({task.source}): {error}") from error
     if task.labels is None or task.labels == head.labels:
         return head
     if head.labels is not None or len(task.labels) != head.num_labels:
@@ -58,7 +66,11 @@ def head_of(task: TaskSpec, tuned: FineTune) -> Head:
             f"Task '{task.name}': the recipe names the labels {', '.join(task.labels)}, and {task.source} has "
             f"{found}. Leave `labels` out, or name one for each output, in their order."
         )
-    return replace(head, labels=task.labels)
+    try:
+        held = [Field(label, "The recipe", f"tasks.{task.name}.labels") for label in task.labels]
+        return replace(head, labels=tuple(label.text() for label in held))
+    except UntrustedContentError as error:
+        raise RecipeError(f"{error} Name the label otherwise.") from error
 
 
 def pinned_recipe(

@@ -1,12 +1,14 @@
 """Sources opened: each told where it belongs, heads named by who knows, adapters cut beside their base."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hf_merge.errors import CheckpointDamaged, RecipeError
+from hf_merge.errors import CheckpointDamaged, RecipeError, UnsafeName
 from hf_merge.recipe import Recipe
 from hf_merge.storing.hub import Access
 from hf_merge.workflow.origin import published_recipe
@@ -38,6 +40,31 @@ def test_labels_that_the_checkpoint_names_otherwise_are_a_clash(tiny_family: Cal
     with (
         open_project(Recipe.parse(document, "test")) as project,
         pytest.raises(RecipeError, match=r"names the labels dog, cat, and .* has the labels cat, dog"),
+    ):
+        _ = project.heads
+
+
+def test_labels_of_the_recipe_that_no_member_may_hold_are_refused_before_a_search(tiny_adapters: Build) -> None:
+    document = tiny_adapters("bert", "lora").recipe()
+    document["tasks"][0]["labels"] = ["cat", "dog\x07"]
+    name = document["tasks"][0]["name"]
+    with (
+        open_project(Recipe.parse(document, "test")) as project,
+        pytest.raises(RecipeError, match=rf"^The recipe: tasks\.{name}\.labels: .*Name the label otherwise"),
+    ):
+        _ = project.heads
+
+
+def test_a_head_that_cannot_be_read_names_its_task(tiny_family: Callable[[str], TinyFamily], tmp_path: Path) -> None:
+    document = tiny_family("bert").recipe()
+    task = document["tasks"][0]
+    folder = copytree(task["model"], tmp_path / "mute")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "cat", "1": "dog\x07"}}))
+    task["model"] = str(folder)
+    with (
+        open_project(Recipe.parse(document, "test")) as project,
+        pytest.raises(UnsafeName, match=rf"^Task '{task['name']}' \(.*mute\): config\.json: id2label\.1: "),
     ):
         _ = project.heads
 
