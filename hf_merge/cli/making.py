@@ -1,6 +1,7 @@
 """The commands that make something: a plan, a front, members, a merged model, repos on the Hub."""
 
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from hf_merge.cli.commands import app, command, print_document
 from hf_merge.cli.options import Debug, Json, RecipePath, RunPath, read_settings
+from hf_merge.errors import InputError
 
 
 @app.command()
@@ -54,6 +56,8 @@ def search(
     from hf_merge.workflow.summary import summarise
     from hf_merge.workflow.tables import front_json, search_table
 
+    if not isfinite(state_memory):
+        raise InputError(f"--state-memory is {state_memory:g}; give GB, such as 8, or 0 to keep no hidden states.")
     progress = event_line if as_json else True
     front = run(
         wanted,

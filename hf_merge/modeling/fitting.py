@@ -111,6 +111,8 @@ def fit_confidence(mixture: Mixture, fit: Fit) -> None:
     Source: arXiv 2310.02575, eq. 5: Adam, the mean entropy of every task's batch, all batches of a step together.
     """
     settings = fit.settings
+    if not mixture.numbers:
+        return  # of one task nothing is merged
     unsure = [pupil for pupil in fit.pupils if pupil.model.num_labels > 1]
     optimiser = torch.optim.Adam(list(mixture.numbers.values()), lr=float(settings["rate"]))
     for step in range(int(settings["steps"])):

@@ -146,9 +146,12 @@ def weighted_score(scores: Mapping[str, float], deviation: float) -> float:
 
 
 def predictions(logits: Tensor) -> NDArray[np.generic]:
-    """Returns what logits [rows, labels] predict: the best label [rows] int64, or a single label's value [rows]."""
+    """Returns what logits [rows, labels] predict: the best label [rows] int64, or a single label's value [rows].
+
+    Where a logit is not a number the label is -1, which no row has: `argmax` would take it for the best.
+    """
     if logits.shape[1] == 1:
         values: NDArray[np.float32] = logits[:, 0].numpy()
         return values
-    best: NDArray[np.int64] = logits.argmax(dim=1).numpy()
+    best: NDArray[np.int64] = logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1).numpy()
     return best

@@ -23,6 +23,7 @@ from hf_merge.searching.metrics import is_regression_metric
 from hf_merge.searching.rows import Rows
 from hf_merge.searching.splits import BUILDERS, ROLES, Part, check_source, splits_by_role
 from hf_merge.storing import disk
+from hf_merge.storing.redaction import redact
 
 
 if TYPE_CHECKING:
@@ -228,16 +229,17 @@ def _fetch(spec: TaskSpec, files: dict[str, str] | None) -> dict[str, "datasets.
             found = datasets.load_dataset(data.path, data.name, data_files=files, revision=data.revision, **options)
     except broken as error:
         disk.refuse_full(error, Path(datasets.config.HF_DATASETS_CACHE))
+        reason = redact(reason_of(error))
         if isinstance(error, OSError) and data.path not in BUILDERS and not Path(data.path).exists():
             raise HubError(
-                f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {reason_of(error)}. Check "
+                f"Task '{spec.name}': cannot get the data set '{data.path}' from the Hub: {reason}. Check "
                 "its name, your right to read it, and the connection; local files go as path: parquet, data_files: "
                 "{test: FILE}."
             ) from error
         what = ", ".join(files.values()) + f" as {data.path}" if files else f"the data set '{data.path}'"
         raise DatasetError(
-            f"Task '{spec.name}': cannot read {what}: {reason_of(error)}. Check that it is whole, of this format, and "
-            "has rows."
+            f"Task '{spec.name}': cannot read {redact(what)}: {reason}. Check that it is whole, of "
+            "this format, and has rows."
         ) from error
     return dict(found)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import Head
 
 
@@ -51,7 +52,16 @@ class Prediction:
 
     @classmethod
     def of(cls, task: str, head: Head, logits: Tensor) -> "Prediction":
-        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest."""
+        """Returns what a task's head says with one row of logits [labels or more]; of several labels the likeliest.
+
+        Raises:
+            InputError: A logit is not a number.
+        """
+        if bool(logits[: head.num_labels].isnan().any()):
+            raise InputError(
+                f"Task '{task}' answers with what is not a number: something overflows in the type that the model "
+                "computes in. Load it with dtype='float32'."
+            )
         if head.num_labels == 1:
             return cls(task, None, float(logits[0]))
         own = logits[: head.num_labels].float()

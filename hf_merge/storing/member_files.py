@@ -46,7 +46,10 @@ MAP_FILE, CARD_FILE = "chains.json", "README.md"
 # What a tokenizer or processor is read from; the model's configuration is our own, and what is written
 # depends on the caller's options alone.
 COPIED_FILES = frozenset((SETTINGS_FILES | TOKENIZER_FILES) - {CONFIG_FILE, "generation_config.json"})
+# By these a folder is known to hold a whole tokenizer or processor; the others only add to it.
+_READERS = frozenset({"tokenizer.json", "vocab.txt", "tokenizer_config.json", "preprocessor_config.json"})
 _UNFINISHED_SHARD = re.compile(r"experts-[0-9]{5}\.part")
+_KILLED_SHARD = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # what safetensors writes, until it gets the shard's name
 _COPY_BYTES = 4 * MIB
 
 
@@ -162,7 +165,9 @@ def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def write_settings(folder: Path, config: Mapping[str, object], sources: Sequence[Path]) -> list[str]:
-    """Writes `config.json`, and the tokenizer or processor files of the first of `sources` that has any.
+    """Writes `config.json`, and the tokenizer or processor files of one of `sources`.
+
+    That is the first that holds a whole tokenizer or processor, or else the first that holds any of the files.
 
     Returns:
         The names of the files written.
@@ -172,8 +177,9 @@ def write_settings(folder: Path, config: Mapping[str, object], sources: Sequence
         ResourceError: The disk refused.
     """
     write_atomic(folder / CONFIG_FILE, dumps(config, indent=2))
-    found = ((source, sorted(name for name in COPIED_FILES if (source / name).is_file())) for source in sources)
-    source, names = next(((source, names) for source, names in found if names), (folder, []))
+    held = [(source, sorted(name for name in COPIED_FILES if (source / name).is_file())) for source in sources]
+    some = [(source, names) for source, names in held if names] or [(folder, [])]
+    source, names = next(((source, names) for source, names in some if not _READERS.isdisjoint(names)), some[0])
     for name in names:
         limit = LIMITS.config_bytes if name in SETTINGS_FILES else LIMITS.tokenizer_bytes
         if (source / name).stat().st_size > limit:
@@ -231,6 +237,8 @@ def _foreign(names: Iterable[str]) -> str | None:
     """Returns a name that shows a folder not to be ours, or None where it is empty or holds what a member holds."""
     ours = {MAP_FILE, CARD_FILE, CONFIG_FILE, ROUTER_FILE} | COPIED_FILES
     names = list(names)
+    if any(map(_is_shard, names)):  # only beside a shard: the name alone does not show that it is ours
+        names = [name for name in names if _KILLED_SHARD.fullmatch(name) is None]
     strange = next((name for name in names if name not in ours and not _is_shard(name)), None)
     if strange is None and names and MAP_FILE not in names and not any(map(_is_shard, names)):
         return names[0]

@@ -56,7 +56,7 @@ class MemberContent:
         heads: The heads by task.
         router: The bytes of `router.safetensors`, or None where there is nothing to route.
         config: The content of `config.json`.
-        settings: Folders that may hold tokenizer or processor files; the first that has any is copied from.
+        settings: Folders that may hold tokenizer or processor files; `write_settings` chooses one.
         card: Returns the text of `README.md` for the finished map.
         references: The shared experts of those that are stored as differences, by id.
     """

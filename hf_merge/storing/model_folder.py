@@ -53,7 +53,7 @@ class ModelFolder:
         Args:
             out: The folder; new or empty.
             like: The checkpoint whose tensors, by name, shape and type, the folder will hold, and whose `config.json`.
-            settings: Folders that may hold tokenizer or processor files; the first that has any is copied from.
+            settings: Folders that may hold tokenizer or processor files; `write_settings` chooses one.
 
         Raises:
             RunFolderError: `out` is a file, or a folder that holds something or cannot be replaced.

@@ -10,6 +10,7 @@ from hf_merge.errors import InputError, RunFolderError, UntrustedContentError, n
 from hf_merge.modeling.assembly import skeleton_config
 from hf_merge.searching.building import ExpertBuilder
 from hf_merge.searching.pareto import thin
+from hf_merge.serving.selection import MEMBERS_FOLDER
 from hf_merge.storing import disk, hub
 from hf_merge.storing import front as fronts
 from hf_merge.storing.card import member_card
@@ -37,7 +38,6 @@ from hf_merge.workflow.run_folder import (
 
 
 logger = logging.getLogger(__name__)
-MEMBERS_FOLDER = "members"
 _FAMILY_FILES = (
     RECIPE_FILE, FRONT_FILE, MEMBERS_FOLDER, ROUTER_FILE, ROUTER_REPORT, REPORT_FILE, PLOT_FILE, LOCK_FILE,
 )  # fmt: skip
@@ -75,6 +75,7 @@ def build(
         with disk.naming(family_folder):
             family_folder.mkdir(parents=True, exist_ok=True)
         with FolderLock(family_folder):
+            require_still(run, front)
             sweep_partials(family_folder)
             if family_folder != run:
                 _require_same_family(family_folder, project)
@@ -87,6 +88,16 @@ def build(
             builder, card = new_builder(project, run, front), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
+
+
+def require_still(run: Path, front: Front) -> None:
+    """Checks that a front that was read before its folder was locked is still that of the folder.
+
+    Raises:
+        RunFolderError: It was replaced meanwhile.
+    """
+    if fronts.read(run / FRONT_FILE) != front:
+        raise RunFolderError(f"The front of {run} was replaced meanwhile, by `refine` say. Run this again.")
 
 
 def choose_points(front: Front, configs: Sequence[str], max_configs: int | None) -> list[FrontPoint]:

@@ -45,7 +45,7 @@ from hf_merge.workflow.peers import PEERS, answers
 from hf_merge.workflow.project import DTYPES, Project, Reader, open_project, task_runs
 from hf_merge.workflow.routing import Routing, as_routed, routing_of
 from hf_merge.workflow.rows import load_rows
-from hf_merge.workflow.run_folder import GATHERED_FOLDER, JOURNAL_FILE
+from hf_merge.workflow.run_folder import FRONT_FILE, GATHERED_FOLDER, JOURNAL_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,10 @@ def _specs(recipe: Recipe, chosen: Sequence[str], settings: Mapping[str, Mapping
     unknown = next((name for name in (*chosen, *settings) if name not in known), None)
     if unknown is not None:
         raise RecipeError(f"Unknown merge method '{unknown}'.{nearest(unknown, known)}")
+    idle = next((name for name in settings if name in PEERS or name not in (*(chosen or known), first)), None)
+    if idle is not None:
+        told = "takes none here" if idle in PEERS else f"is not compared, but {', '.join(chosen)}"
+        raise RecipeError(f"A setting is given to '{idle}', which {told}. Leave it out, or name the method too.")
     names = [name for name in dict.fromkeys(chosen or known) if name not in PEERS]
     if first not in names:
         names.append(first)
@@ -146,10 +150,8 @@ class _Bench:
     """Validation and test rows of all tasks, on which anything that answers them can be scored."""
 
     def __init__(self, project: Project, folder: Path, progress: bool, *, routed: bool) -> None:
-        if (folder / JOURNAL_FILE).exists():
-            raise RunFolderError(
-                f"{folder} is the folder of a search, whose router would be replaced. Give another folder."
-            )
+        if any((folder / name).exists() for name in (JOURNAL_FILE, FRONT_FILE)):
+            raise RunFolderError(f"{folder} holds a run or a family, whose router would be replaced. Give another.")
         self._project, self._folder, self._progress = project, folder, progress
         data, reader = load_rows(project.recipe, project.heads), Reader(project)
         self._validation = task_runs(project, {task: rows.search for task, rows in data.items()}, reader)

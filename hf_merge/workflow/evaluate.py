@@ -17,7 +17,7 @@ from hf_merge.searching.judging import judged
 from hf_merge.searching.metrics import score
 from hf_merge.searching.rows import Rows
 from hf_merge.serving.model import MergeModel
-from hf_merge.serving.selection import open_member
+from hf_merge.serving.selection import MEMBERS_FOLDER, open_member
 from hf_merge.storing import hub
 from hf_merge.storing.card_head import read_card, recorded_scores
 from hf_merge.storing.chains import ChainMap
@@ -191,7 +191,9 @@ def _family_recipe(source: str | Path, revision: str | None, member: Member, acc
         "--recipe."
     )
     if local_folder(str(source)) is not None:
-        beside = (member.folder.parent.parent / RECIPE_FILE, Path(source) / RECIPE_FILE)
+        folder = member.folder.resolve()
+        family = [folder.parent.parent] if folder.parent.name == MEMBERS_FOLDER else []
+        beside = [each / RECIPE_FILE for each in (*family, Path(source))]
         path = next((path for path in beside if path.is_file()), None)
         if path is None:
             raise lacking

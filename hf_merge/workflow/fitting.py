@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_merge.errors import NonFiniteWeights
+from hf_merge.errors import InputError, NonFiniteWeights
 from hf_merge.merging import methods
 from hf_merge.merging.components import keeps_full_precision
 from hf_merge.merging.grouping import Grouping, groups
@@ -23,7 +23,7 @@ from hf_merge.workflow.unlabelled import origin, rows_together, unlabelled_rows
 
 
 Groups = Mapping[str, Sequence[Group]]  # for each component, the groups of tasks that share it
-_ALIGNED_ROLES = ("attention", "mlp", "other")
+_KEPT_ROLES = ("embedding", "norm", "head")  # Expert Merging leaves these at its scale
 
 
 def merged_groups(project: Project, tasks: Iterable[str]) -> dict[str, Sequence[Group]]:
@@ -159,12 +159,19 @@ def _require_finite(task: str, coefficients: Mapping[str, Tensor], method: Metho
 
 
 def _trained(project: Project, need: Need) -> frozenset[str]:
-    """Returns the tensors whose coefficients are fitted: all, or for Expert Merging the blocks' matrices."""
+    """Returns the tensors whose coefficients are fitted: all, or for Expert Merging the blocks' matrices.
+
+    Raises:
+        InputError: There are none.
+    """
     if need is Need.CONFIDENT_COEFFICIENTS:
         return frozenset(project.family.shapes)
     places = project.places()
-    return frozenset(
+    found = frozenset(
         name
         for name, shape in project.family.shapes.items()
-        if places[name].role in _ALIGNED_ROLES and not keeps_full_precision(name, shape)
+        if places[name].role not in _KEPT_ROLES and not keeps_full_precision(name, shape)
     )
+    if not found:
+        raise InputError("Expert Merging fits the matrices of blocks, and this model has none. Choose another method.")
+    return found

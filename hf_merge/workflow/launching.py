@@ -23,6 +23,7 @@ from hf_merge.searching.ranks import Ranks, of_launcher
 from hf_merge.storing import hub
 
 
+_LONGEST = 1e8  # seconds, three years: what clocks and sockets can count
 _ACCESS = "HF_MERGE_ACCESS"  # in the environment of ranks started here; a command line is for all users to read
 _END_SECONDS, _LAST_WORDS_SECONDS = 1.0, 5.0
 
@@ -47,13 +48,15 @@ def joined_ranks(
         access: How those started here reach the Hub.
 
     Raises:
-        InputError: The number of processes is impossible, or a launcher has started some already, or WORLD_SIZE is no
-            number.
+        InputError: The number of processes or the deadline is impossible, or a launcher has started some already, or
+            WORLD_SIZE is no number.
         WorkerError: The ranks did not find each other.
     """
     launched = of_launcher("WORLD_SIZE", 1)
     if processes < 1:
         raise InputError(f"--num-processes is {processes}; give at least 1.")
+    if not 0 < deadline_seconds <= _LONGEST:
+        raise InputError(f"--deadline is {deadline_seconds:g}; give seconds, above 0 and at most {_LONGEST:g}.")
     if processes > 1 and launched > 1:
         raise InputError(
             f"--num-processes {processes} under a launcher that has started {launched}: leave out one of the two."

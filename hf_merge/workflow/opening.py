@@ -101,12 +101,12 @@ def _located(task: TaskSpec, access: hub.Access) -> DataSpec:
     check_source(task)
     if data.path not in BUILDERS and not Path(data.path).exists():
         return data.model_copy(update={"revision": _pinned_dataset(data, access)})
-    if data.data_files is None:
-        return data.model_copy(update={"path": str(Path(data.path).absolute())})
-    files = {
-        split: str(Path(file).absolute()) if Path(file).exists() else file for split, file in data.data_files.items()
-    }
-    return data.model_copy(update={"data_files": files})
+    folder = (
+        Path.cwd() if data.path in BUILDERS else Path(data.path).absolute()
+    )  # from which `datasets` sees its files
+    files = {split: file if "://" in file else str(folder / file) for split, file in (data.data_files or {}).items()}
+    path = data.path if data.path in BUILDERS else str(folder)
+    return data.model_copy(update={"path": path, "data_files": files or None})
 
 
 def _pinned_dataset(data: DataSpec, access: hub.Access) -> str | None:

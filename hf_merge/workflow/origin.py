@@ -1,9 +1,11 @@
 """Where a family comes from, as everyone may be told: sources, licences, data, the recipe without local paths."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hf_merge.errors import HubError, UntrustedContentError
 from hf_merge.recipe import DataSpec, Recipe
+from hf_merge.searching.splits import BUILDERS
 from hf_merge.storing import hub
 from hf_merge.storing.card_head import read_card, recorded_licence
 from hf_merge.storing.member_files import CARD_FILE
@@ -84,12 +86,21 @@ def read_licence(folder: Path) -> str | None:
 
 
 def _is_on_the_hub(data: DataSpec) -> bool:
-    return data.data_files is None and data.revision is not None
+    """Returns whether rows of a pinned recipe, whose local folders are absolute, come from a data set on the Hub."""
+    return data.path not in BUILDERS and "://" not in data.path and not Path(data.path).is_absolute()
 
 
 def _shown_data(data: DataSpec) -> DataSpec:
-    if _is_on_the_hub(data):
+    if _is_on_the_hub(data) and not any("://" in file for file in (data.data_files or {}).values()):
         return data
-    files = {split: "/".join(Path(file).parts[-2:]).lstrip("/") for split, file in (data.data_files or {}).items()}
-    path = f"./{Path(data.path).name}" if data.data_files is None else data.path
+    files = {split: _shown_file(file) for split, file in (data.data_files or {}).items()}
+    named = data.path in BUILDERS or _is_on_the_hub(data)
+    path = data.path if named else f"./{_shown_file(data.path).rpartition('/')[2]}"
     return data.model_copy(update={"path": path, "data_files": files or None})
+
+
+def _shown_file(file: str) -> str:
+    """Returns the last two names of a path; of an address the last alone, as it may hold a password or a signature."""
+    if "://" in file:
+        return urlsplit(file).path.rpartition("/")[2]
+    return "/".join(Path(file).parts[-2:]).lstrip("/")

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_merge.errors import HubError, InputError, RunFolderError, UntrustedContentError
+from hf_merge.serving.selection import MEMBERS_FOLDER
 from hf_merge.storing import front as fronts
 from hf_merge.storing import hub, results
 from hf_merge.storing.card import family_card, member_card
@@ -26,7 +27,7 @@ from hf_merge.storing.plots import plot_front, plot_grouping
 from hf_merge.storing.provenance import Origin, Places
 from hf_merge.storing.repo_files import MEMBER_FILES
 from hf_merge.storing.results import Report
-from hf_merge.workflow.build import MEMBERS_FOLDER, build, choose_points
+from hf_merge.workflow.build import build, choose_points, require_still
 from hf_merge.workflow.origin import read_origin, shown
 from hf_merge.workflow.run_folder import FRONT_FILE, PLOT_FILE, RECIPE_FILE, REPORT_FILE, read_report, read_run
 
@@ -115,6 +116,7 @@ def push(
     family = hub.full_name(repo, access)
     _build_missing(run, chosen, dry_run, progress, access)
     with FolderLock(run):
+        require_still(run, front)
         told = replace(front, base=shown(front.base, front.revision))
         report, origin = _report_of(run, front), read_origin(recipe, access)
         places = Places(family, member_repos(family, front), None)
@@ -268,7 +270,7 @@ def _collect(state: _Push, published: Mapping[str, FrontPoint]) -> str | None:
     items = {family: "The family: load it with a budget."}
     items |= {point.repo: f"C = {point.cost:.4f}" for point in published.values() if point.repo is not None}
     try:
-        return hub.make_collection(name, namespace, items, private=bool(state.private), access=state.access)
+        return hub.make_collection(name, namespace, items, private=state.private, access=state.access)
     except HubError as error:
         logger.warning("No collection groups the repos: %s", error)
         return None

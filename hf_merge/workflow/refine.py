@@ -8,13 +8,14 @@ Source: Expert Merging, arXiv 2509.25712, inside the groups of MERGE, arXiv 2602
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from hf_merge.errors import InputError
+from hf_merge.errors import InputError, RunFolderError
 from hf_merge.merging import methods
 from hf_merge.merging.methods import MethodSpec
 from hf_merge.merging.settings import Setting
@@ -118,8 +119,11 @@ def refine(
         DatasetError: A task's data lack what they need.
     """
     _require_fitting(method)
-    front, recipe = read_run(run)
-    with FolderLock(run), open_project(recipe, access=access) as project:
+    with ExitStack() as stack:
+        read_run(run)  # before a lock is laid into what is no run; what counts is read while it is held
+        stack.enter_context(FolderLock(run))
+        front, recipe = read_run(run)
+        project = stack.enter_context(open_project(recipe, access=access))
         require_same_weights(run, front, project.family.digests())
         refining = _Refining(project, front, run, method, dict(settings or {}), progress)
         replaced, found = refining.all()
@@ -161,11 +165,21 @@ def _require_fitting(method: str) -> None:
 
 
 def _require_same_rows(run: Path, rows: Mapping[str, Rows]) -> None:
-    """Checks that scores of these rows may be compared with those of the run's front."""
-    with Journal(run / JOURNAL_FILE) as journal:
-        known = read_history(journal.records(), str(journal.path)).inputs
-    if known is not None:
-        known.require_same(Inputs({}, {task: each.digest() for task, each in rows.items()}), str(run / JOURNAL_FILE))
+    """Checks that scores of these rows may be compared with those of the run's front.
+
+    Raises:
+        RunFolderError: They may not, or the folder does not say which rows those were.
+    """
+    path, known = run / JOURNAL_FILE, None
+    if path.is_file():
+        with Journal(path, read_only=True) as journal:
+            known = read_history(journal.records(), str(path)).inputs
+    if known is None:
+        raise RunFolderError(
+            f"{run} holds no {JOURNAL_FILE} that says on which rows its front was searched. Give the folder that the "
+            "search wrote."
+        )
+    known.require_same(Inputs({}, {task: each.digest() for task, each in rows.items()}), str(path))
 
 
 class _Refining:

@@ -105,6 +105,19 @@ class TestRegMean:
         merged = _merged("regmean", base, _Stream(weights, products), {"shrink": 1.0})
         assert error(merged) < 0.98 * error(np.mean(weights, axis=0))
 
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_directions_that_only_rounding_filled_leave_the_mean(self, axis: int) -> None:
+        base, weights, random = _case(64, 64)
+        sizes = 10 ** random.uniform(-2, 2, size=64)
+        inputs = [random.normal(size=(12, 64)) * sizes for _ in weights]
+        products = [rows.T @ rows for rows in inputs]
+        rounded = [product.astype(np.float32).astype(np.float64) for product in products]
+        exact, found = (
+            _merged("regmean", base, _Stream(weights, each, axis), {"shrink": 1.0}) for each in (products, rounded)
+        )
+        mean = np.mean(weights, axis=0)
+        assert np.linalg.norm(found - mean) < 2 * np.linalg.norm(exact - mean)
+
     def test_inputs_that_never_vary_leave_the_mean(self) -> None:
         base, weights, _ = _case(4, 6)
         _close(_merged("regmean", base, _Stream(weights, [np.zeros((6, 6))] * 3)), np.mean(weights, axis=0))

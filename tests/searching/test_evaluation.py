@@ -260,5 +260,9 @@ def test_predictions_are_labels_or_values() -> None:
     assert predictions(torch.tensor([[0.5], [-2.0]])).tolist() == [0.5, -2.0]
 
 
+def test_what_is_not_a_number_predicts_no_label() -> None:
+    assert predictions(torch.tensor([[0.1, float("nan")], [float("nan")] * 2, [2.0, -1.0]])).tolist() == [-1, -1, 0]
+
+
 def test_performance_is_the_plain_mean() -> None:
     assert Evaluation({"a": 0.5, "b": 1.0}, 0.3).performance == 0.75

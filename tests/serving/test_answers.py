@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hf_merge.errors import InputError
 from hf_merge.modeling.assembly import Head
 from hf_merge.serving.answers import Prediction
 
@@ -29,3 +30,9 @@ def test_of_several_labels_each_has_a_probability_of_its_own() -> None:
 def test_small_types_lose_nothing_more() -> None:
     logits = torch.tensor([0.1, 0.3], dtype=torch.bfloat16)
     assert Prediction.of("a", Head(2), logits).score == float(logits.float().softmax(0)[1])
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_what_is_not_a_number_is_no_answer(labels: int) -> None:
+    with pytest.raises(InputError, match=r"Task 'a' answers with what is not a number: .* dtype='float32'"):
+        Prediction.of("a", Head(labels), torch.tensor([float("nan"), 0.5]))

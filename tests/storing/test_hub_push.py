@@ -515,6 +515,17 @@ def test_a_collection_groups_the_repos_in_their_order(hub: HubServer, push: Push
     assert [item["id"] for item in collection["items"]] == list(ITEMS)
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_collection_is_as_private_as_its_first_repo(hub: HubServer, push: Pusher, private: bool) -> None:
+    for name in ITEMS:
+        hub.publish(name, {"README.md": CARD}, private=private)
+    slug = collect(push, private=None)
+    assert hub.collections[slug]["private"] == private
+    hub.log.clear()
+    assert collect(push, private=None) == slug
+    assert not hub.requests(WRITES)
+
+
 @pytest.mark.usefixtures("repos")
 def test_the_same_collection_again_sends_nothing(hub: HubServer, push: Pusher) -> None:
     slug = collect(push)

@@ -67,6 +67,8 @@ def test_a_member_is_removed_however_far_it_was_written(names: tuple[str, ...], 
         ("README.md",),
         ("model.safetensors", "config.json"),
         (".git",),
+        (".tmpAb3xYz",),
+        (*SHARDS, ".tmpAb3xYz9"),
     ],
 )
 def test_what_is_not_ours_stays(names: tuple[str, ...], tmp_path: Path) -> None:
@@ -74,6 +76,12 @@ def test_what_is_not_ours_stays(names: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="which hf-merge did not write"):
         empty_folder(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+def test_what_a_writer_that_was_killed_left_goes_too(tmp_path: Path) -> None:
+    fill(tmp_path, "experts-00001.part", ".tmpAb3xYz")
+    empty_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_map_goes_first_and_the_shards_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +116,16 @@ def test_settings_come_from_the_first_folder_that_has_any(tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "member").iterdir()} == set(written)
     assert json.loads((tmp_path / "member" / "config.json").read_text()) == {"model_type": "bert"}
     assert (tmp_path / "member" / "tokenizer.json").read_text() == "tokenizer.json"
+
+
+def test_a_folder_with_a_whole_tokenizer_goes_before_one_with_a_part(tmp_path: Path) -> None:
+    fill(tmp_path / "base", "config.json", "special_tokens_map.json")
+    fill(tmp_path / "tuned", "tokenizer.json", "special_tokens_map.json")
+    fill(tmp_path / "member")
+    written = write_settings(tmp_path / "member", {}, [tmp_path / "base", tmp_path / "tuned"])
+    assert written == ["config.json", "special_tokens_map.json", "tokenizer.json"]
+    fill(tmp_path / "other")
+    assert write_settings(tmp_path / "other", {}, [tmp_path / "base"]) == ["config.json", "special_tokens_map.json"]
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])

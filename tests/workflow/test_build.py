@@ -12,11 +12,12 @@ from hf_merge.errors import BudgetTooSmall, InputError, RunFolderError
 from hf_merge.recipe import Recipe
 from hf_merge.searching.evaluation import Evaluator
 from hf_merge.serving.model import MergeModel
+from hf_merge.serving.selection import MEMBERS_FOLDER
 from hf_merge.storing import front as fronts
 from hf_merge.storing.front import FrontPoint
 from hf_merge.storing.library import Member
 from hf_merge.storing.strict_json import loads
-from hf_merge.workflow.build import MEMBERS_FOLDER, build, choose_points
+from hf_merge.workflow.build import build, choose_points
 from hf_merge.workflow.configurations import configuration_of, new_builder
 from hf_merge.workflow.family_router import ROUTER_FILE, ROUTER_REPORT, read_router
 from hf_merge.workflow.project import DTYPES, Reader, open_project, task_runs

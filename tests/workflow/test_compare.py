@@ -236,9 +236,23 @@ def test_only_searches_for_one_merged_model_leave_out_merges_rows(tiny_run: Tiny
 
 
 def test_the_folder_of_a_search_is_left_alone(tiny_run: TinyRun) -> None:
-    with pytest.raises(RunFolderError, match="is the folder of a search, whose router would be replaced"):
+    with pytest.raises(RunFolderError, match="holds a run or a family, whose router would be replaced"):
         compare(tiny_run.recipe, chosen=["average"], out=tiny_run.folder, progress=False)
     assert not (tiny_run.folder / "comparison.json").exists()
+
+
+@pytest.mark.parametrize(("name", "said"), [("twin", "takes none here"), ("tsv", "is not compared, but ties")])
+def test_settings_that_nothing_would_read_are_refused(tiny_run: TinyRun, name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=f"A setting is given to '{name}', which {said}"):
+        compare(tiny_run.recipe, chosen=["ties"], settings={name: {"scale": 0.5}}, progress=False)
+
+
+def test_the_folder_of_a_family_is_left_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    build(tiny_run.folder, tmp_path, progress=False, max_configs=1)
+    router = (tmp_path / "router.safetensors").read_bytes()
+    with pytest.raises(RunFolderError, match="holds a run or a family"):
+        compare(tiny_run.recipe, chosen=["average"], out=tmp_path, progress=False, routed=True)
+    assert (tmp_path / "router.safetensors").read_bytes() == router
 
 
 def test_an_unknown_method_is_refused(tiny_run: TinyRun) -> None:

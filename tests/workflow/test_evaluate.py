@@ -41,6 +41,16 @@ def test_a_loaded_member_scores_what_the_report_says(tiny_run: TinyRun, measured
         assert found.scores.validation == pytest.approx(expected.validation)
 
 
+def test_a_member_is_found_from_within_its_family(
+    tiny_run: TinyRun, measured: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = tiny_run.members[0].resolve()
+    monkeypatch.chdir(member.parent)
+    found = evaluate(Path(member.name), progress=False)
+    expected = next(row for row in measured[1].rows if row.id == found.scores.id)
+    assert dict(found.scores.oracle_scores) == pytest.approx(dict(expected.oracle_scores), abs=1e-6)
+
+
 def test_what_was_pushed_is_measured_again_and_agrees_with_its_card(
     measured: tuple[Path, Report], access: Access, tiny_run: TinyRun
 ) -> None:

@@ -56,6 +56,16 @@ def test_a_merge_is_the_base_plus_the_task_vectors_times_what_was_kept(
     assert max(abs(value - float(start)) for value in moved) > 1e-3
 
 
+@pytest.mark.parametrize("method", FEW)
+def test_of_one_task_nothing_is_fitted(tiny_family: Families, tmp_path: Path, method: str) -> None:
+    family = tiny_family("bert")
+    document = family.recipe()
+    document["tasks"] = document["tasks"][:1]
+    merge(Recipe.parse(document, "test"), tmp_path / "out", method=method, settings=FEW[method], progress=False)
+    own = load_file(next(iter(family.tasks.values())).folder / "model.safetensors")[f"bert.{WEIGHT}"]
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[WEIGHT], own)
+
+
 @pytest.mark.parametrize("shallow", [1.0, 0.25])
 @pytest.mark.parametrize("method", FEW)
 def test_what_is_fitted_is_the_model_that_is_built(

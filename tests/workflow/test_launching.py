@@ -42,6 +42,12 @@ def test_impossible_numbers_of_processes_are_refused(
         pytest.fail("started all the same")
 
 
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf")])
+def test_impossible_deadlines_are_refused(tiny_run: TinyRun, tmp_path: Path, deadline: float) -> None:
+    with pytest.raises(InputError, match="--deadline is"), joined_ranks(tiny_run.recipe, tmp_path, 1, deadline):
+        pytest.fail("started all the same")
+
+
 def test_a_rank_that_is_still_dying_when_its_connection_is_gone_is_named(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

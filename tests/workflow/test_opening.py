@@ -13,6 +13,7 @@ from hf_merge.recipe import Recipe
 from hf_merge.storing.hub import Access
 from hf_merge.workflow.origin import published_recipe
 from hf_merge.workflow.project import open_project
+from hf_merge.workflow.rows import load_rows
 from hf_merge.workflow.search import search
 from tests.hub_server import HubServer
 from tests.storing.test_adapters import edited
@@ -67,6 +68,43 @@ def test_a_head_that_cannot_be_read_names_its_task(tiny_family: Callable[[str], 
         pytest.raises(UnsafeName, match=rf"^Task '{task['name']}' \(.*mute\): config\.json: id2label\.1: "),
     ):
         _ = project.heads
+
+
+def test_files_of_a_local_folder_are_those_that_lie_in_it(
+    tiny_family: Callable[[str], TinyFamily], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tiny_family("bert").recipe()
+    data = document["tasks"][0]["data"]
+    files = {split: Path(file) for split, file in data["data_files"].items()}
+    (tmp_path / "rows").mkdir()
+    for split, file in files.items():
+        (tmp_path / "rows" / f"{split}.parquet").write_bytes(file.read_bytes())
+        (tmp_path / f"{split}.parquet").write_bytes(b"another file of this name")
+    monkeypatch.chdir(tmp_path)
+    data |= {"path": "./rows", "data_files": {split: f"{split}.parquet" for split in files}}
+    with open_project(Recipe.parse(document, "test")) as project:
+        pinned = project.recipe.tasks[0].data
+        rows = load_rows(project.recipe, project.heads)
+    assert pinned.path == str(tmp_path / "rows")
+    assert pinned.data_files == {split: str(tmp_path / "rows" / f"{split}.parquet") for split in files}
+    with open_project(Recipe.parse(tiny_family("bert").recipe(), "test")) as project:
+        usual = load_rows(project.recipe, project.heads)
+    task = document["tasks"][0]["name"]
+    assert rows[task].test.digest() == usual[task].test.digest()
+
+
+def test_patterns_of_files_are_seen_from_where_the_command_ran(
+    tiny_family: Callable[[str], TinyFamily], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tiny_family("bert").recipe()
+    data = document["tasks"][0]["data"]
+    for split, file in data["data_files"].items():
+        (tmp_path / f"{split}-0.parquet").write_bytes(Path(file).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    data["data_files"] = {split: f"{split}-*.parquet" for split in data["data_files"]}
+    with open_project(Recipe.parse(document, "test")) as project:
+        monkeypatch.chdir("/")
+        assert load_rows(project.recipe, project.heads)
 
 
 def test_adapters_on_the_hub_are_pinned_and_named_as_such(

@@ -35,6 +35,31 @@ def test_local_paths_are_published_by_their_last_names() -> None:
     assert told.tasks[0].data.data_files == {"train": "travel/train.parquet", "test": "test.parquet"}
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:word@host/acme/train.csv",
+        "https://host/acme/train.csv?X-Signature=f00d",
+        "s3://key:word@b/train.csv",
+    ],
+)
+def test_of_an_address_the_file_alone_is_published(address: str) -> None:
+    for path in ("csv", "org/data"):
+        told = published_recipe(
+            recipe({"model": "org/base", "revision": COMMIT}, path=path, data_files={"train": address})
+        )
+        assert Recipe.parse(yaml.safe_load(told), "test").tasks[0].data.data_files == {"train": "train.csv"}
+
+
+@pytest.mark.parametrize(
+    "data", [{"data_files": {"test": "/srv/alice/client/data/test.csv"}}, {"revision": "main"}, {}]
+)
+def test_a_local_folder_of_data_is_published_by_its_name(data: dict[str, Any], tmp_path: Path) -> None:
+    wanted = recipe({"model": "org/base", "revision": COMMIT}, path="/srv/alice/client/data", **data)
+    assert "alice" not in published_recipe(wanted)
+    assert Recipe.parse(yaml.safe_load(published_recipe(wanted)), "test").tasks[0].data.path == "./data"
+
+
 def test_what_is_on_the_hub_is_published_as_it_is() -> None:
     task = {"name": "sst2", "model": "org/sst2", "revision": COMMIT}
     data = {"path": "org/data", "revision": COMMIT, "text": "text"}

@@ -18,6 +18,9 @@ from hf_merge.merging.settings import Hyperparameter, Settings
 from hf_merge.merging.threads import one_thread
 
 
+_PRESENT = 1e-5  # of the largest eigenvalue: what is smaller is the rounding of float32
+
+
 def merge(base: Tensor, members: Iterable[Member], settings: Settings) -> Tensor:
     """Returns the least-squares merge of a linear layer, or the mean of whatever else it is; shaped like `base`.
 
@@ -54,10 +57,23 @@ def _correction(mean: Tensor, members: Iterable[Member], shrink: float) -> Tenso
         pull = moved if pull is None else pull + moved
     if products is None or pull is None:
         return torch.zeros_like(mean)
-    with one_thread():
-        inverse = torch.linalg.pinv(products, hermitian=True)
+    inverse = _inverse(products)
     correction: Tensor = pull @ inverse if axis == 1 else inverse @ pull
     return correction
+
+
+def _inverse(products: Tensor) -> Tensor:
+    """Returns the pseudo-inverse of sums of inner products [n, n] float64, zero along what rounding alone made.
+
+    They were gathered in float32. Inputs differ in size by orders of magnitude, so all are brought to one size first:
+    only then does the size of an eigenvalue tell whether inputs went that way at all.
+    """
+    sizes = products.diagonal().clamp(min=0).sqrt()
+    sizes = torch.where(sizes > 0, sizes, 1.0)
+    scales = sizes.outer(sizes)
+    with one_thread():
+        inverse: Tensor = torch.linalg.pinv(products / scales, hermitian=True, rtol=_PRESENT)
+    return inverse / scales
 
 
 METHOD = MergeMethod(

@@ -6,6 +6,7 @@ from huggingface_hub import Collection
 
 from hf_merge.errors import HubError
 from hf_merge.storing.hub.access import AS_USUAL, Access, PatientApi, explained, look_up_wait, write_wait
+from hf_merge.storing.hub.heads import find_head
 from hf_merge.storing.hub.refusals import PUSH, explain
 from hf_merge.storing.redaction import redact
 
@@ -14,7 +15,7 @@ _NOTE_CHARACTERS = 500  # what the Hub takes
 
 
 def make_collection(
-    title: str, namespace: str, items: Mapping[str, str], *, private: bool, access: Access = AS_USUAL
+    title: str, namespace: str, items: Mapping[str, str], *, private: bool | None, access: Access = AS_USUAL
 ) -> str:
     """Returns the slug of the collection with this title, made if need be, in which these models are.
 
@@ -24,7 +25,7 @@ def make_collection(
         title: What it is called.
         namespace: The user or organisation whose collection it is.
         items: Hub ids of models, in the order wanted, each with a note.
-        private: Whether only some may see it.
+        private: Whether only some may see it; None makes it as private as the first of `items`.
         access: How to reach the Hub.
 
     Raises:
@@ -32,6 +33,10 @@ def make_collection(
     """
     api = access.connect_to_write()
     with explained(lambda error: explain(error, f"The collection '{title}'", access, PUSH), access.token):
+        if private is None:
+            first = next(iter(items), None)
+            head = None if first is None else find_head(api, first, None)
+            private = head is not None and head.private
         collection = _find(api, title, namespace, next(iter(items), None)) or api.insist(
             lambda: api.create_collection(title, namespace=namespace, private=private, exists_ok=True), write_wait
         )
