@@ -6,8 +6,9 @@ directions are the leading ones of its task vector after the common left singula
 both sides are made orthonormal, and every singular value becomes the mean of all. Where tasks get no direction, the
 result is Iso-C.
 
-Directions are output directions: a weight is [out, in], as in torch's linear layers. The authors choose the scale on
-validation data; 1 is the plain choice without.
+Directions are output directions: a weight is [out, in], as in torch's linear layers. Weights stored as [in, out] (the
+Conv1D of GPT-2) are taken as they lie, so that theirs are input directions. The authors choose the scale on validation
+data; 1 is the plain choice without.
 
 Source: No Task Left Behind, arXiv 2502.04959.
 """
