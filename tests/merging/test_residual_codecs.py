@@ -128,6 +128,7 @@ class TestContract:
             assert not decoded(name, encoded(name, weight, **chosen))[::2].any()
         assert not decoded(name, encoded(name, torch.zeros(40, 31), **chosen)).any()
 
+    @pytest.mark.slow
     @every_case
     @law(deadline=None, max_examples=40)
     @given(weight=rows_of_any_values())

@@ -171,6 +171,7 @@ def test_a_boundary_whose_states_do_not_carry_everything_is_not_offered(monkeypa
 # Language models, whose options are scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_an_options_pass_needs_nothing_of_what_lies_elsewhere(
     tiny_speakers: Callable[[str], SpeakingFamily], layout: str

@@ -85,6 +85,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_preparing_may_take_longer_than_the_deadline_which_holds_from_the_first_exchange_on(free_port: int) -> None:
     lead, worker = (started(SLOW_START, free_port, rank) for rank in range(2))
     try:

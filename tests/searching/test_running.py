@@ -161,6 +161,7 @@ def speaking_evaluator(
     return Evaluator(builder, runs, torch.float32, StateCache(limit_bytes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["type-stage", "layer"])
 @pytest.mark.parametrize("layout", TAUGHT_SPEAKERS)
 def test_kept_states_change_no_bit_of_the_scores_of_options(

@@ -142,6 +142,7 @@ def test_there_are_never_more_evaluations_than_allowed(evaluations: int, surroga
 MERGED = SearchSpace(SPACE.components, SPACE.tasks, methods=10, merged=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [SPACE, MERGED], ids=["groups", "methods"])
 @pytest.mark.parametrize("changes", [{}, FAST], ids=["paper", "fast"])
 def test_nothing_is_evaluated_twice(changes: dict[str, Any], space: SearchSpace) -> None:
@@ -250,6 +251,7 @@ def test_performance_is_normalised_by_the_fine_tunes_own() -> None:
     assert normalised_performance({"a": 0.5}, {"a": -0.1}) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_one_merged_model_becomes_better_than_by_any_method_alone(seed: int, whole_forests: None) -> None:
     space = SearchSpace(SPACE.components, ("a", "b", "c"), methods=10, merged=True)
@@ -274,6 +276,7 @@ def test_one_merged_model_becomes_better_than_by_any_method_alone(seed: int, who
     assert max(performances) > alone + 0.5 * (best - alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screening", ["front", "hypervolume"])
 def test_what_one_merged_model_costs_decides_nothing(screening: str, whole_forests: None) -> None:
     space = SearchSpace(SPACE.components, ("a", "b", "c"), methods=6, merged=True)

@@ -524,6 +524,7 @@ def visit(family: Family, tmp_path_factory: pytest.TempPathFactory, hub: HubServ
         server.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_load_outlasts_one_fault_at_every_request(
     visit: Callable[[], Visitor], family: Family, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -405,6 +405,7 @@ def test_words_that_would_upset_a_terminal_are_refused(edit: Any, sign: str) -> 
         chains.parse(spoken_bytes(edit(sign)))
 
 
+@pytest.mark.slow
 def test_whatever_a_recipe_may_say_can_be_written() -> None:
     """Else a search would end in a member that cannot be built."""
     for number in range(sys.maxunicode + 1):

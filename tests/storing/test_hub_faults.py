@@ -103,6 +103,7 @@ def stored_twice(hub: HubServer) -> list[str]:
     return sorted({path for path in done if done.count(path) > 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_push_outlasts_one_fault_at_every_request(visit: Callable[[], Visitor], kind: str) -> None:
     plain = visit()
@@ -124,6 +125,7 @@ def test_a_push_outlasts_one_fault_at_every_request(visit: Callable[[], Visitor]
     assert cases == count >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "a cut in the request"])
 def test_a_pull_outlasts_one_fault_at_every_request(visit: Callable[[], Visitor], kind: str) -> None:
     plain = visit()
@@ -209,6 +211,7 @@ def test_the_question_who_is_logged_in_outlasts_one_fault(visit: Callable[[], Vi
 # What does not pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"drop": "request"}])
 def test_a_fault_that_stays_ends_in_one_clear_error_and_no_storm(
     visit: Callable[[], Visitor], fault: dict[str, Any]

@@ -63,6 +63,7 @@ def rows_of(family: TinyFamily, task: str) -> dict[str, Tensor]:
     return tiny_models.inputs_of(family.kind, family.base, table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "kind"), KINDS)
 def test_tasks_kept_apart_answer_as_peft_has_them(
     tiny_adapters: Build, tmp_path: Path, layout: str, kind: str
@@ -196,9 +197,8 @@ def test_a_recipe_names_the_labels_that_an_adapter_does_not(tiny_adapters: Build
         search(Recipe.parse(document, "test"), tmp_path / "other", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("layout", "kind"), [("llama", "lora"), ("t5", "ia3"), pytest.param("llama", "ia3", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "kind"), [("llama", "lora"), ("t5", "ia3"), ("llama", "ia3")])
 def test_adapters_of_language_models_speak_as_peft_has_them(
     tiny_speakers: Callable[[str], SpeakingFamily], tmp_path: Path, layout: str, kind: str
 ) -> None:

@@ -99,6 +99,7 @@ def test_what_was_fitted_is_not_fitted_again(tiny_family: Families, tmp_path: Pa
     assert len(list(kept.iterdir())) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FEW)
 def test_the_recipes_batches_change_nothing_that_is_fitted(tiny_family: Families, tmp_path: Path, method: str) -> None:
     found = []

@@ -33,6 +33,7 @@ def _recipe(family: TinyFamily, methods: Any = METHODS, **search: Any) -> Recipe
     return Recipe.parse(family.recipe(merge={"methods": methods}, search={**FEW, **search}), "test")
 
 
+@pytest.mark.slow
 def test_what_a_search_chose_is_built_measured_and_loaded(tiny_family: Families, tmp_path: Path) -> None:
     recipe, run = _recipe(tiny_family("distilbert")), tmp_path / "run"
     front = search(recipe, run, progress=False)
@@ -55,6 +56,7 @@ def test_what_a_search_chose_is_built_measured_and_loaded(tiny_family: Families,
     assert measured == read_report(run / REPORT_FILE) and len(measured.rows) > len(front.points)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families, tmp_path: Path) -> None:
     recipe = _recipe(tiny_family("distilbert"))
     whole = search(recipe, tmp_path / "whole", progress=False)
@@ -65,6 +67,7 @@ def test_an_interrupted_search_continues_to_the_same_front(tiny_family: Families
     assert search(recipe, tmp_path / "cut", resume=True, progress=False) == whole
 
 
+@pytest.mark.slow
 def test_automerge_keeps_one_group_and_beats_or_equals_every_single_method(
     tiny_family: Families, tmp_path: Path
 ) -> None:
@@ -104,6 +107,7 @@ def test_a_method_given_twice_is_refused(tiny_family: Families, tmp_path: Path) 
         search(_recipe(tiny_family("bert"), doubled), tmp_path / "run", progress=False)
 
 
+@pytest.mark.slow
 def test_codecs_are_chosen_component_by_component_built_and_loaded(tiny_family: Families, tmp_path: Path) -> None:
     document = tiny_family("distilbert").recipe(merge={"codecs": ["int8", "int4"]}, search={**FEW, "evaluations": 20})
     recipe, run = Recipe.parse(document, "test"), tmp_path / "run"

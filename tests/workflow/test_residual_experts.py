@@ -163,6 +163,7 @@ def test_the_proposals_lead_from_the_closest_to_the_shared_experts(tiny_family: 
         assert isinstance(proposed[0], Configuration)
 
 
+@pytest.mark.slow
 def test_a_search_for_one_merged_model_keeps_no_tasks_apart(tiny_family: Families, tmp_path: Path) -> None:
     search(_recipe(tiny_family("distilbert"), grouping="merged"), tmp_path / "run", progress=False)
     tried = evaluated(tmp_path / "run")

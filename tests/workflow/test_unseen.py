@@ -178,6 +178,7 @@ def test_a_merged_checkpoint_under_another_name_is_no_unseen_task(run: Path, tin
         analyse(run, unseen=Recipe.parse(document, "test"), progress=False)
 
 
+@pytest.mark.slow
 def test_language_models_have_no_heads_to_bring(
     speaking_run: Callable[[str], TinyRun], stranger: TinyFamily, tmp_path: Path
 ) -> None:
