@@ -69,11 +69,12 @@ def test_what_scores_more_replaces_its_point_at_the_same_cost(run: Path) -> None
 
 
 def test_a_folder_that_does_not_say_which_rows_were_searched_is_refused(run: Path, tmp_path: Path) -> None:
-    build(run, tmp_path, progress=False, max_configs=1)
-    before = {path.name for path in tmp_path.iterdir()}
+    family = tmp_path / "family"
+    build(run, family, progress=False, max_configs=1)
+    before = {path.name for path in family.iterdir()}
     with pytest.raises(RunFolderError, match=r"holds no journal\.jsonl that says on which rows"):
-        refine(tmp_path, settings=SETTINGS, progress=False)
-    assert {path.name for path in tmp_path.iterdir()} == before
+        refine(family, settings=SETTINGS, progress=False)
+    assert {path.name for path in family.iterdir()} == before
 
 
 def test_rows_that_changed_since_the_search_are_refused(run: Path) -> None:
