@@ -34,6 +34,7 @@ from hf_merge.workflow.run_folder import (
     read_report,
     read_run,
     require_same_weights,
+    require_still,
 )
 
 
@@ -88,16 +89,6 @@ def build(
             builder, card = new_builder(project, run, front), _card_writer(project, front, run, access)
             with tqdm(chosen, desc="build", unit="configuration", disable=not progress) as bar:
                 return [_write(project, builder, front, point, router, family_folder, card) for point in bar]
-
-
-def require_still(run: Path, front: Front) -> None:
-    """Checks that a front that was read before its folder was locked is still that of the folder.
-
-    Raises:
-        RunFolderError: It was replaced meanwhile.
-    """
-    if fronts.read(run / FRONT_FILE) != front:
-        raise RunFolderError(f"The front of {run} was replaced meanwhile, by `refine` say. Run this again.")
 
 
 def choose_points(front: Front, configs: Sequence[str], max_configs: int | None) -> list[FrontPoint]:

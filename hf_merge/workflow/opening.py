@@ -101,9 +101,8 @@ def _located(task: TaskSpec, access: hub.Access) -> DataSpec:
     check_source(task)
     if data.path not in BUILDERS and not Path(data.path).exists():
         return data.model_copy(update={"revision": _pinned_dataset(data, access)})
-    folder = (
-        Path.cwd() if data.path in BUILDERS else Path(data.path).absolute()
-    )  # from which `datasets` sees its files
+    # From where `datasets` sees the files.
+    folder = Path.cwd() if data.path in BUILDERS else Path(data.path).absolute()
     files = {split: file if "://" in file else str(folder / file) for split, file in (data.data_files or {}).items()}
     path = data.path if data.path in BUILDERS else str(folder)
     return data.model_copy(update={"path": path, "data_files": files or None})

@@ -91,11 +91,11 @@ def _is_on_the_hub(data: DataSpec) -> bool:
 
 
 def _shown_data(data: DataSpec) -> DataSpec:
-    if _is_on_the_hub(data) and not any("://" in file for file in (data.data_files or {}).values()):
+    on_the_hub = _is_on_the_hub(data)
+    if on_the_hub and not any("://" in file for file in (data.data_files or {}).values()):
         return data
     files = {split: _shown_file(file) for split, file in (data.data_files or {}).items()}
-    named = data.path in BUILDERS or _is_on_the_hub(data)
-    path = data.path if named else f"./{_shown_file(data.path).rpartition('/')[2]}"
+    path = data.path if on_the_hub or data.path in BUILDERS else f"./{_shown_file(data.path).rpartition('/')[2]}"
     return data.model_copy(update={"path": path, "data_files": files or None})
 
 

@@ -27,9 +27,17 @@ from hf_merge.storing.plots import plot_front, plot_grouping
 from hf_merge.storing.provenance import Origin, Places
 from hf_merge.storing.repo_files import MEMBER_FILES
 from hf_merge.storing.results import Report
-from hf_merge.workflow.build import build, choose_points, require_still
+from hf_merge.workflow.build import build, choose_points
 from hf_merge.workflow.origin import read_origin, shown
-from hf_merge.workflow.run_folder import FRONT_FILE, PLOT_FILE, RECIPE_FILE, REPORT_FILE, read_report, read_run
+from hf_merge.workflow.run_folder import (
+    FRONT_FILE,
+    PLOT_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    read_report,
+    read_run,
+    require_still,
+)
 
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ Source: Expert Merging, arXiv 2509.25712, inside the groups of MERGE, arXiv 2602
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from hf_merge.workflow.run_folder import (
     REFINEMENT_FILE,
     read_run,
     require_same_weights,
+    require_still,
 )
 from hf_merge.workflow.tables import text_table
 
@@ -119,11 +119,9 @@ def refine(
         DatasetError: A task's data lack what they need.
     """
     _require_fitting(method)
-    with ExitStack() as stack:
-        read_run(run)  # before a lock is laid into what is no run; what counts is read while it is held
-        stack.enter_context(FolderLock(run))
-        front, recipe = read_run(run)
-        project = stack.enter_context(open_project(recipe, access=access))
+    front, recipe = read_run(run)
+    with FolderLock(run), open_project(recipe, access=access) as project:
+        require_still(run, front)
         require_same_weights(run, front, project.family.digests())
         refining = _Refining(project, front, run, method, dict(settings or {}), progress)
         replaced, found = refining.all()

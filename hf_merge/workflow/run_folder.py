@@ -127,6 +127,16 @@ def read_run(run: Path) -> tuple[Front, Recipe]:
     return fronts.read(run / FRONT_FILE), Recipe.load(run / RECIPE_FILE)
 
 
+def require_still(run: Path, front: Front) -> None:
+    """Checks that a front that was read before its folder was locked is still that of the folder.
+
+    Raises:
+        RunFolderError: It was replaced meanwhile.
+    """
+    if fronts.read(run / FRONT_FILE) != front:
+        raise RunFolderError(f"The front of {run} was replaced meanwhile, by `refine` say. Run this again.")
+
+
 def require_same_weights(run: Path, front: Front, digests: Mapping[str, str]) -> None:
     """Checks that checkpoints are those that a front was searched on: the scores would be another's.
 
