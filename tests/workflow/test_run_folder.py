@@ -1,19 +1,23 @@
 """Run folders: only what is new, empty or the very same run is written to."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hf_merge.errors import RunFolderError
+from hf_merge.storing import front as fronts
 from hf_merge.storing.durable import FolderLock
 from hf_merge.workflow.run_folder import (
+    FRONT_FILE,
     JOURNAL_FILE,
     LOCK_FILE,
     RECIPE_FILE,
     Claim,
     read_run,
     require_free,
+    require_still,
     unfinished,
 )
 from tests.tiny_runs import TinyRun
@@ -91,3 +95,11 @@ def test_a_finished_run_gives_front_and_recipe(tiny_run: TinyRun) -> None:
 
 def test_the_advice_for_an_unfinished_run_is_a_command(tmp_path: Path) -> None:
     assert f"hf-merge search {tmp_path}/recipe.yaml --out {tmp_path} --resume" in unfinished(tmp_path)
+
+
+def test_a_front_that_was_replaced_meanwhile_is_noticed(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / FRONT_FILE).write_bytes(fronts.dump(tiny_run.front))
+    require_still(tmp_path, tiny_run.front)
+    (tmp_path / FRONT_FILE).write_bytes(fronts.dump(replace(tiny_run.front, points=tiny_run.front.points[:1])))
+    with pytest.raises(RunFolderError, match="was replaced meanwhile"):
+        require_still(tmp_path, tiny_run.front)
